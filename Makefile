@@ -1,0 +1,34 @@
+# `make train` and `make test` work on a fresh machine with Python 3.10 or newer:
+# each makes .venv when it is missing and installs what it needs. Hydra overrides go into ARGS:
+#   make train ARGS="model=c2d_tiny seed=1"
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: train test lint clean
+
+train: .venv/installed
+	$(BIN)/python train.py $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-test: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@ .venv/installed
+
+clean:
+	rm -rf .venv outputs multirun
