@@ -1,0 +1,211 @@
+"""The generated data set `motion`: real H.264 files whose classes only the order of frames can tell apart.
+
+Ten classes in five pairs. A clip of the second class of a pair is a clip of the first, drawn afresh and
+played backwards. So any single frame, and any unordered set of frames, is equally likely under both: a
+network that averages over frames stays at one half within a pair, however good it is at textures.
+
+    translate_right | translate_left     the scene shifts
+    translate_down  | translate_up
+    grow            | shrink             the scene scales
+    rotate_cw       | rotate_ccw         the scene turns
+    bright_then_dark | dark_then_bright  the scene stands still; two discs flash far apart in time
+
+The last pair needs long-range temporal modelling: its two events lie 11 to 17 frames apart.
+
+Shape letters: N frames, H = W = SIZE_PX pixels.
+"""
+
+import json
+import math
+import os
+import shutil
+import tempfile
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+
+PAIRS = (
+    ("translate_right", "translate_left"),
+    ("translate_down", "translate_up"),
+    ("grow", "shrink"),
+    ("rotate_cw", "rotate_ccw"),
+    ("bright_then_dark", "dark_then_bright"),
+)
+CLASS_NAMES = sorted(name for pair in PAIRS for name in pair)
+DISTANT_ORDER_PAIR = PAIRS[-1]
+
+SIZE_PX = 64
+NUM_FRAMES = 24
+FPS = 12
+TEXTURE_PX = 160
+MANIFEST = "motion.json"
+# Part of the manifest: raise it when the pictures change, so that old files are not mistaken for new ones.
+VERSION = 1
+
+
+def render_clip(class_name: str, generator: torch.Generator) -> torch.Tensor:
+    """Draw one clip.
+
+    Args:
+        class_name: one of `CLASS_NAMES`.
+        generator: every random choice of the clip comes from it.
+
+    Returns:
+        uint8 (N, H, W, 3), N = 24, H = W = 64.
+
+    Raises:
+        ValueError: an unknown class name.
+    """
+    for pair in PAIRS:
+        if class_name in pair:
+            break
+    else:
+        raise ValueError(f"unknown motion class {class_name!r}; there are: {', '.join(CLASS_NAMES)}")
+
+    def uniform(low: float, high: float) -> float:
+        return low + (high - low) * torch.rand((), generator=generator).item()
+
+    time = torch.arange(NUM_FRAMES) / (NUM_FRAMES - 1) - 0.5
+    angle = torch.full((NUM_FRAMES,), uniform(0, 2 * math.pi))
+    scale = torch.full((NUM_FRAMES,), uniform(0.45, 0.55))
+    shift_x, shift_y = torch.zeros(NUM_FRAMES), torch.zeros(NUM_FRAMES)
+    centre_x, centre_y = uniform(-0.15, 0.15), uniform(-0.15, 0.15)
+    # The grid says where in the texture a pixel looks: a scene that shifts right is looked up further left,
+    # one that grows is looked up over a shrinking window, and so on.
+    motion = pair[0]
+    if motion == "translate_right":
+        shift_x = -time * uniform(0.35, 0.8)
+    elif motion == "translate_down":
+        shift_y = -time * uniform(0.35, 0.8)
+    elif motion == "grow":
+        scale = scale * torch.exp(-time * uniform(0.5, 1.0))
+    elif motion == "rotate_cw":
+        angle = angle - time * uniform(0.8, 1.8)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    # Texture position = centre + R(angle) (scale * pixel + shift): shifts are along the picture's axes.
+    theta = torch.stack(
+        [
+            torch.stack([scale * cos, -scale * sin, centre_x + cos * shift_x - sin * shift_y], dim=1),
+            torch.stack([scale * sin, scale * cos, centre_y + sin * shift_x + cos * shift_y], dim=1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, [NUM_FRAMES, 3, SIZE_PX, SIZE_PX], align_corners=False)
+    texture = _texture(generator).expand(NUM_FRAMES, -1, -1, -1)
+    video = F.grid_sample(texture, grid, padding_mode="reflection", align_corners=False)
+
+    if pair == DISTANT_ORDER_PAIR:
+        axis = torch.linspace(-1, 1, SIZE_PX)
+        for first_frame, level in ((1, 0.98), (15, 0.02)):
+            start = first_frame + int(torch.randint(0, 4, (), generator=generator))
+            radius, x, y = uniform(0.25, 0.45), uniform(-0.5, 0.5), uniform(-0.5, 0.5)
+            disc = (axis[None, :] - x) ** 2 + (axis[:, None] - y) ** 2 < radius**2
+            video[start : start + 4, :, disc] = level
+
+    video = video + 0.02 * torch.randn(video.shape, generator=generator)
+    if class_name == pair[1]:
+        video = video.flip(0)
+    return video.clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def _texture(generator: torch.Generator) -> torch.Tensor:
+    """Smooth coloured noise at three scales, float (1, 3, TEXTURE_PX, TEXTURE_PX), mean 0.5."""
+    texture = torch.zeros(1, 3, TEXTURE_PX, TEXTURE_PX)
+    for cells, amplitude in ((6, 1.0), (12, 0.8), (24, 0.5)):
+        colour = torch.rand(1, 3, cells, cells, generator=generator) - 0.5
+        grey = torch.rand(1, 1, cells, cells, generator=generator) - 0.5
+        texture += amplitude * F.interpolate(
+            0.5 * colour + grey, size=(TEXTURE_PX, TEXTURE_PX), mode="bicubic", align_corners=False
+        )
+    return 0.5 + 0.2 * texture / texture.std()
+
+
+def write_h264(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
+    """Encode uint8 (N, H, W, 3) RGB frames, H and W even, as H.264 in MP4."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        # One thread, since the caller runs one encoder per core. No macroblock tree: with it, x264 was seen to
+        # write different bytes for the same small frames from one call to the next.
+        stream.options = {"crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"}
+        for index, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = index, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+
+
+def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: int = 0) -> Path:
+    """Write the data set as ROOT/{train,val,test}/CLASS/NNNNN.mp4, once.
+
+    The files appear all at once (a folder beside ROOT is filled, then renamed), so a run that was killed
+    leaves nothing that looks finished. A ROOT that already holds the same set is left as it is.
+
+    Args:
+        root: the folder to make.
+        clips_per_class: split name -> number of clips of each class.
+        seed: changes every clip. A clip depends on (seed, split, class, number) alone.
+
+    Returns:
+        `root` as a path.
+
+    Raises:
+        ValueError: `root` exists and is not this set: other settings, or no motion data at all.
+    """
+    root = Path(root)
+    manifest = {"version": VERSION, "seed": seed, "clips_per_class": dict(clips_per_class)}
+    if root.exists():
+        _check_manifest(root, manifest)
+        return root
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
+    try:
+        jobs = []
+        for split, count in clips_per_class.items():
+            for class_name in CLASS_NAMES:
+                (partial / split / class_name).mkdir(parents=True)
+                jobs += [(split, class_name, number) for number in range(count)]
+
+        def write(job: tuple[str, str, int]) -> None:
+            split, class_name, number = job
+            clip_seed = zlib.crc32(f"{seed}/{split}/{class_name}/{number}".encode())
+            generator = torch.Generator().manual_seed(clip_seed)
+            path = partial / split / class_name / f"{number:05d}.mp4"
+            write_h264(path, render_clip(class_name, generator).numpy())
+
+        # Drawing and encoding both release the interpreter lock: threads are enough.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for _ in track(pool.map(write, jobs), total=len(jobs), description=f"Writing {root.name} videos"):
+                pass
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+        partial.chmod(0o755)
+        try:
+            partial.rename(root)
+        except OSError:
+            # Another process finished first: its files are these files, if its settings are.
+            if not root.exists():
+                raise
+            _check_manifest(root, manifest)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return root
+
+
+def _check_manifest(root: Path, manifest: dict) -> None:
+    path = root / MANIFEST
+    found = json.loads(path.read_text()) if path.is_file() else None
+    if found != manifest:
+        what = f"the motion set with other settings, {json.dumps(found)}" if found else "no motion set"
+        raise ValueError(
+            f"{root} holds {what}; wanted: {json.dumps(manifest)}. "
+            "Delete that folder or set data.root to another one."
+        )
