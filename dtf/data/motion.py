@@ -134,7 +134,7 @@ def write_h264(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
         stream = container.add_stream("libx264", rate=fps)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread, since the caller runs one encoder per core. No macroblock tree: with it, x264 was seen to
+        # One thread: the caller runs one encoder per core. No macroblock tree: with it, x264 was seen to
         # write different bytes for the same small frames from one call to the next.
         stream.options = {"crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"}
         for index, picture in enumerate(frames):
