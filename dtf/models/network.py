@@ -1,0 +1,83 @@
+"""A video network: an image backbone run on frames that are folded into the batch.
+
+Letters: B clips, s frames per temporal step, T = clip_length / s steps, H x W pixels. Folded frames are (B*T,
+3*s, H, W).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class VideoNetwork(nn.Module):
+    """An image backbone on folded frames.
+
+    The 3-D stem of kernel and stride s over time is a 2D stem over 3*s channels, channel index c*s + j:
+    exactly the same sums. Subclasses define :meth:`classify`.
+
+    Args:
+        backbone: Takes (B*T, 3*s, H, W).
+        clip_length: Frames per clip.
+        temporal_stride: s.
+        image_size: (H, W) where the backbone accepts only one size, else ``None``.
+
+    Attributes:
+        name: Registered name.
+        arguments: Plain data; ``create_model(name, **arguments)`` builds this network again.
+    """
+
+    name: str = ""
+    backbone: Any
+    arguments: dict[str, Any]
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        clip_length: int,
+        temporal_stride: int,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.clip_length = clip_length
+        self.temporal_stride = temporal_stride
+        self.num_steps = clip_length // temporal_stride
+        self.image_size = image_size
+        self.arguments = {}
+
+    def fold(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, 3, T*s, H, W) -> (B*T, 3*s, H, W), channels_last."""
+        steps = video.unflatten(2, (self.num_steps, self.temporal_stride))  # (B, 3, T, s, H, W)
+        frames = steps.permute(0, 2, 1, 3, 4, 5).flatten(2, 3).flatten(0, 1)
+        # Measured on CPU: convolutions are up to twice as fast on channels_last frames, and the temporal
+        # filters then see a clip whose channels lie together.
+        return frames.contiguous(memory_format=torch.channels_last)
+
+    def classify(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B*T, 3*s, H, W) -> (B, num_classes)."""
+        raise NotImplementedError
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).
+
+        Raises:
+            ValueError: The video has another rank, channel count, clip length or (Swin) size than the
+                network.
+        """
+        if video.dim() != 5 or video.shape[1] != 3:
+            raise ValueError(f"{self.name}: video must be (B, 3, T, H, W), got {tuple(video.shape)}")
+        if video.shape[2] != self.clip_length:
+            raise ValueError(
+                f"{self.name}: built for clips of {self.clip_length} frames, got {video.shape[2]}; "
+                f"sample {self.clip_length} frames or build it with clip_length={video.shape[2]}"
+            )
+        if self.image_size is not None and tuple(video.shape[3:]) != self.image_size:
+            height, width = self.image_size
+            raise ValueError(
+                f"{self.name}: built for frames of {height} x {width} px, got {video.shape[3]} x "
+                f"{video.shape[4]}; crop to that size or build it with image_size={list(video.shape[3:])}"
+            )
+        return self.classify(self.fold(video))

@@ -1,0 +1,136 @@
+"""ImageNet weights of a 2D backbone in a video network.
+
+Source of the inflation: Long et al., arXiv 2211.08252, as released: the stem kernel goes to temporal position
+s // 2 with zeros elsewhere; every other weight is taken as it is; the classifier and the temporal filters
+stay fresh.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
+from torch import Tensor
+
+from dtf.models.block import DTFBlock
+from dtf.models.network import VideoNetwork
+
+log = logging.getLogger(__name__)
+
+
+def load_imagenet(
+    model: VideoNetwork, timm_name: str | None, pretrained: bool | str | os.PathLike[str]
+) -> None:
+    """Loads weights of a 2D image network into a video network's backbone.
+
+    Args:
+        model: The network.
+        timm_name: timm's name of the weights where ``pretrained`` is ``True``.
+        pretrained: ``True`` to take timm's weights (downloaded and cached by timm), else a local file.
+
+    Raises:
+        ValueError: There are no such weights, or they do not fit the network (each misfit is named).
+        OSError: The download failed, or the file cannot be read.
+    """
+    if pretrained is not True:
+        assert pretrained is not False
+        source, state = str(pretrained), read_state_dict(pretrained)
+    elif timm_name is None:
+        raise ValueError(
+            f"{model.name}: there are no ImageNet weights for it; use pretrained=False or a local file"
+        )
+    else:
+        source = f"timm's {timm_name}"
+        try:
+            state = timm.create_model(timm_name, pretrained=True).state_dict()
+        except (OSError, RuntimeError) as error:
+            raise OSError(
+                f"{model.name}: could not get {source}: {error}\nTrain from scratch with pretrained=False, "
+                "or give a local .safetensors or .pth file of the 2D network: pretrained=PATH"
+            ) from error
+    inflated = inflate(state, model, source)
+    model.backbone.load_state_dict(inflated, strict=False)
+    log.info("%s: %d tensors from %s", model.name, len(inflated), source)
+
+
+def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads the tensors of a ``.safetensors`` or ``.pth`` / ``.pt`` / ``.bin`` file; nothing is executed.
+
+    A dict under ``model`` or ``state_dict`` inside the file is taken as the weights.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file holds something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from error
+    for key in ("model", "state_dict"):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds no dict of tensors")
+    return dict(state)
+
+
+def inflate(state: Mapping[str, Tensor], model: VideoNetwork, source: str) -> dict[str, Tensor]:
+    """Turns the weights of a 2D image network (timm's or the original names) into those of a video backbone.
+
+    Args:
+        state: Weights of the 2D network; its stem sees 3 channels.
+        model: The video network.
+        source: Where ``state`` comes from, for messages.
+
+    Returns:
+        New state for ``model.backbone``, without its classifier and its temporal filters.
+
+    Raises:
+        ValueError: A weight is missing, left over or of another shape; all of them are named.
+    """
+    backbone = model.backbone
+    if isinstance(backbone, SwinTransformer):
+        # timm's own reader of original Swin names; it also resizes position tables for another window.
+        state = checkpoint_filter_fn(dict(state), backbone)
+        stem, classifier = "patch_embed.proj.weight", "head.fc."
+        state = {key: value for key, value in state.items() if not key.startswith("patch_embed.norm.")}
+        state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    else:
+        stem, classifier = "conv1.weight", "fc."
+    filters = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, DTFBlock))
+    wanted = {
+        key: value
+        for key, value in backbone.state_dict().items()
+        if not key.startswith(classifier) and not key.startswith(filters or ("\0",))
+    }
+    result = {key: value for key, value in state.items() if not key.startswith(classifier)}
+    if stem in result and result[stem].dim() == 4 and result[stem].shape[1] == 3:
+        kernel = result[stem]
+        stride = model.temporal_stride
+        inflated = kernel.new_zeros(kernel.shape[0], 3, stride, *kernel.shape[2:])
+        inflated[:, :, stride // 2] = kernel
+        result[stem] = inflated.flatten(1, 2)
+    problems = [f"missing {key}" for key in wanted if key not in result]
+    problems += [f"unexpected {key}" for key in result if key not in wanted]
+    problems += [
+        f"{key} has shape {tuple(result[key].shape)}, expected {tuple(wanted[key].shape)}"
+        for key in wanted
+        if key in result and result[key].shape != wanted[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise ValueError(f"{model.name}: {source} does not fit the backbone: {shown}")
+    return result

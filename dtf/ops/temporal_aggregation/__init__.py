@@ -1,0 +1,68 @@
+"""Temporal aggregation: a window of each frame summed with weights that differ from pixel to pixel."""
+
+from __future__ import annotations
+
+import torch
+
+from dtf.ops.checks import check_clip, check_window
+from dtf.ops.dispatch import Backend, BackendName, no_kernel_yet, register
+from dtf.ops.temporal_aggregation import reference, torch_backend
+
+# A CUDA kernel plugs in here: a module cupy_backend.py beside this file, and
+# Backend("cupy", cupy_backend.temporal_aggregation, devices=("cuda",), missing=cupy_missing) in place of the
+# slot.
+_OPERATOR = register(
+    "temporal_aggregation",
+    no_kernel_yet("temporal_aggregation"),
+    Backend("torch", torch_backend.temporal_aggregation),
+    Backend("reference", reference.temporal_aggregation, double_backward=True),
+)
+
+
+def temporal_aggregation(
+    x: torch.Tensor,
+    attention: torch.Tensor,
+    kernel_size: int = 3,
+    dilation: int = 1,
+    *,
+    backend: BackendName = "auto",
+) -> torch.Tensor:
+    """Sums the window around every pixel with one attention map per frame and offset, shared by all channels.
+
+    ``out[b, c, t, h, w] = sum_k attention[b, k, t, h, w] * x[b, c, t, h + dh(k), w + dw(k)]`` with the K*K
+    window offsets in row-major order and zeros outside the frame. ``attention`` is used as it is (no
+    softmax).
+
+    Source: Long et al., "Dynamic Temporal Filtering in Video Models" (arXiv 2211.08252), frame-wise
+    aggregation.
+
+    Precision: float64 and float32 accumulate in their own dtype; float16 and bfloat16 accumulate in float32
+    and are rounded once. Autocast changes nothing: the operator runs in the dtype of its inputs.
+
+    Args:
+        x: Clip (B, C, T, H, W), float64, float32, bfloat16 or float16, any memory layout. Only B may be 0.
+        attention: Weights (B, K*K, T, H, W), device and dtype of ``x``, any memory layout.
+        kernel_size: Window side K in pixels, odd.
+        dilation: Distance of neighbouring window pixels, at least 1.
+        backend: ``auto``, ``torch``, ``cupy`` or ``reference``.
+
+    Returns:
+        Aggregated clip (B, C, T, H, W), dtype of ``x``.
+
+    Raises:
+        ValueError: Wrong rank, shape, dtype, device or window, or a named backend that cannot run.
+    """
+    check_clip("temporal_aggregation", x)
+    check_window("temporal_aggregation", kernel_size, dilation)
+    expected = (x.shape[0], kernel_size * kernel_size, *x.shape[2:])
+    if tuple(attention.shape) != expected:
+        raise ValueError(
+            f"temporal_aggregation: attention must be (B, K*K, T, H, W) = {expected} for x {tuple(x.shape)} "
+            f"and kernel_size {kernel_size}, got {tuple(attention.shape)}"
+        )
+    if attention.dtype != x.dtype or attention.device != x.device:
+        raise ValueError(
+            f"temporal_aggregation: x and attention must share dtype and device, got {x.dtype} on {x.device} "
+            f"and {attention.dtype} on {attention.device}; convert one, e.g. attention.to(x)"
+        )
+    return _OPERATOR.select(backend, x)(x, attention, kernel_size, dilation)

@@ -1,0 +1,3 @@
+"""The `torch` backend."""
+
+from dtf.ops.temporal_aggregation.reference import temporal_aggregation as temporal_aggregation

@@ -1,0 +1,3 @@
+"""The `torch` backend."""
+
+from dtf.ops.temporal_correlation.reference import temporal_correlation as temporal_correlation
