@@ -25,12 +25,15 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
+
+from dtf.data.datamodule import VideoDataModule
 
 PAIRS = (
     ("translate_right", "translate_left"),
@@ -198,6 +201,37 @@ def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: 
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return root
+
+
+class MotionDataModule(VideoDataModule):
+    """The generated data set: writes its videos on first use, then is a folder data set like any other.
+
+    Args:
+        root: the folder that the videos are written to.
+        clips_per_class: split name -> number of clips of each of the ten classes.
+        generation_seed: seed of the videos themselves (`seed` is that of sampling and augmentation).
+        **settings: of `VideoDataModule`.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        clips_per_class: Mapping[str, int],
+        generation_seed: int = 0,
+        **settings: Any,
+    ) -> None:
+        super().__init__(root, **settings)
+        self.clips_per_class = dict(clips_per_class)
+        self.generation_seed = generation_seed
+
+    def prepare_data(self) -> None:
+        """Write the videos, unless they are there (see `generate_motion`)."""
+        generate_motion(self.root, self.clips_per_class, self.generation_seed)
+
+    def read_class_names(self) -> list[str]:
+        """The ten classes, known before the videos are written."""
+        return list(CLASS_NAMES)
 
 
 def _check_manifest(root: Path, manifest: dict) -> None:
