@@ -1,0 +1,160 @@
+"""What happens beside the training loop: speed, broken videos, one line per epoch."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from rich.console import Console
+
+from dtf.data.dataset import Batch
+from dtf.lit.command import RunError, run_folder
+
+log = logging.getLogger(__name__)
+
+
+def checkpoints(monitor: str, mode: str) -> ModelCheckpoint:
+    """OUTPUT/checkpoints/best.ckpt by a logged metric and last.ckpt, both at the end of each epoch.
+
+    Args:
+        monitor: the metric, for instance "val/top1".
+        mode: "max" or "min".
+    """
+    return ModelCheckpoint(
+        dirpath=run_folder() / "checkpoints",
+        filename="best",
+        monitor=monitor,
+        mode=mode,
+        save_top_k=1,
+        save_last=True,
+        # At the end of the epoch, after its validation: then the loops resume at the start of the next one.
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+
+
+class Throughput(Callback):
+    """Logs `train/clips_per_s` (over all processes) and `train/data_wait`, the share of time spent waiting.
+
+    Waiting is what the main process sees between two steps, so on a GPU that is still busy it is an upper bound.
+    Times are those of the training steps of an epoch: validation and start-up are left out.
+    """
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin an epoch."""
+        self._waiting = self._working = 0.0
+        self._clips = 0
+        self._ended: float | None = None
+        self._started = time.perf_counter()
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the time since the last step as waiting."""
+        now = time.perf_counter()
+        if self._ended is not None:
+            self._waiting += now - self._ended
+        self._started = now
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Count the step as work."""
+        self._ended = time.perf_counter()
+        self._working += self._ended - self._started
+        self._clips += len(batch["label"]) * trainer.world_size
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation within an epoch is not waiting."""
+        self._ended = None
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the epoch."""
+        total = self._waiting + self._working
+        if self._clips:
+            pl_module.log("train/clips_per_s", self._clips / total, sync_dist=True)
+            pl_module.log("train/data_wait", self._waiting / total, sync_dist=True)
+
+
+class BrokenVideos(Callback):
+    """Names every broken training video once and stops the run when there are too many.
+
+    Args:
+        max_bad_fraction: share of the training videos.
+    """
+
+    def __init__(self, max_bad_fraction: float) -> None:
+        self.max_bad_fraction = max_bad_fraction
+        self.reasons: list[str] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The videos named so far."""
+        return {"reasons": list(self.reasons)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the list of a resumed run."""
+        self.reasons = list(state_dict["reasons"])
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Look at the batch's errors.
+
+        Raises:
+            RunError: too many videos are broken.
+        """
+        new = [line for text in batch["error"] for line in text.splitlines() if line not in self.reasons]
+        for reason in dict.fromkeys(new):
+            self.reasons.append(reason)
+            log.warning("replaced a broken training video: %s", reason)
+        total = len(trainer.datamodule.index("train"))  # type: ignore[attr-defined]
+        if new and len(self.reasons) > self.max_bad_fraction * total:
+            shown = "; ".join(self.reasons[:10])
+            more = f"; and {len(self.reasons) - 10} more" if len(self.reasons) > 10 else ""
+            raise RunError(
+                f"{len(self.reasons)} of {total} training videos are broken, more than "
+                f"max_bad_fraction={self.max_bad_fraction:g} allows: {shown}{more}. "
+                "Repair them, take them off the list, or raise max_bad_fraction"
+            )
+
+
+class EpochLine(Callback):
+    """Prints one line per epoch, which stays when the progress bar is gone and reads well in a log file."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Print it."""
+        if not trainer.is_global_zero:
+            return
+        metrics = trainer.callback_metrics
+        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        for text, name, form in (
+            ("loss", "train/loss_epoch", ".3f"),
+            ("train top-1", "train/top1", ".1%"),
+            ("val top-1", "val/top1", ".1%"),
+            ("clips/s", "train/clips_per_s", ".1f"),
+            ("data wait", "train/data_wait", ".0%"),
+        ):
+            if name in metrics:
+                parts.append(f"{text} {float(metrics[name]):{form}}")
+        Console(highlight=False, soft_wrap=True).print("  ".join(parts))
+
+
+class RepeatFirstBatch(Callback):
+    """Trains on the first batch again and again (`debug=overfit`): a sound network reaches a loss near zero."""
+
+    def __init__(self) -> None:
+        self._first: dict[str, torch.Tensor] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Write the first batch over this one."""
+        tensors: dict[str, torch.Tensor] = {k: v for k, v in batch.items() if isinstance(v, torch.Tensor)}
+        if not self._first:
+            self._first = {name: tensor.clone() for name, tensor in tensors.items()}
+        for name, tensor in tensors.items():
+            tensor.copy_(self._first[name][: len(tensor)])

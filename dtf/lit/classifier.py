@@ -1,0 +1,195 @@
+"""The LightningModule: loss, metrics and optimiser around a network that knows nothing of Lightning.
+
+Letters: B clips, C classes, T frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchmetrics import MeanMetric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from dtf.data.dataset import Batch
+from dtf.lit.command import RunError
+from dtf.lit.optim import OptimConfig, build_optimizer, warmup_cosine
+from dtf.lit.scores import Evaluation, VideoScores
+
+
+class VideoClassifier(pl.LightningModule):
+    """Trains and evaluates a network (B, 3, T, H, W) -> (B, C) on batches of `dtf.data.dataset.Batch`.
+
+    Training logs `train/loss`, `train/top1`, `train/top5`; validation and test log `val/...` and `test/...` over
+    videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`.
+
+    Args:
+        network: plain module; its parameters appear in checkpoints as `network.*`.
+        num_classes: C.
+        optim: optimiser recipe, `dtf.lit.optim.OptimConfig` as plain data.
+        label_smoothing: of the training loss, in [0, 1).
+        max_bad_fraction: share of broken videos above which an evaluation, or training, fails.
+        seed: what a training step draws (dropout, drop path) is a function of this, the epoch, the batch and
+            the process, so that a resumed run goes on as the unbroken one would.
+        description: plain data that makes checkpoints self-describing (`dtf.lit.checkpoint.describe`).
+
+    Raises:
+        ValueError: settings out of range.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        optim: Mapping[str, Any],
+        *,
+        label_smoothing: float = 0.0,
+        max_bad_fraction: float = 0.01,
+        seed: int = 0,
+        description: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value in (("label_smoothing", label_smoothing), ("max_bad_fraction", max_bad_fraction)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} must lie in 0..1, got {value!r}")
+        self.network = network
+        self.optim = OptimConfig.from_mapping(optim)
+        self.label_smoothing = label_smoothing
+        self.max_bad_fraction = max_bad_fraction
+        self.seed = seed
+        self.description = description
+        self.train_metrics = MetricCollection(
+            {
+                "train/top1": MulticlassAccuracy(num_classes, top_k=1, average="micro"),
+                "train/top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
+            }
+        )
+        self.train_loss = MeanMetric()
+        self.scores = {"val": VideoScores(), "test": VideoScores()}
+        self.evaluations: dict[str, Evaluation] = {}
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, 3, T, H, W) -> logits (B, C)."""
+        return self.network(video)
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Give the step a random state of its own."""
+        entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
+        """The loss of a batch.
+
+        Raises:
+            RunError: it is not finite. No step is taken, no checkpoint is touched.
+        """
+        logits = self.network(batch["video"])
+        loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        if not math.isfinite(loss.item()):
+            raise RunError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; the videos were: "
+                f"{', '.join(self._video_paths('train', batch['video_index'].tolist()))}. "
+                "Try a lower optim.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true; "
+                "the last checkpoint is whole"
+            )
+        size = len(batch["label"])
+        self.train_metrics.update(logits.detach(), batch["label"])
+        self.train_loss.update(loss.detach(), size)
+        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=size)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """Optimiser and schedule of the recipe, stepped with every optimiser step."""
+        optimizer = build_optimizer(self.network, self.optim)
+        num_steps, steps_per_epoch = self._num_steps()
+        schedule = warmup_cosine(
+            num_steps,
+            round(self.optim.warmup_epochs * steps_per_epoch),
+            self.optim.warmup_start,
+            self.optim.min_lr,
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, schedule)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _num_steps(self) -> tuple[int, int]:
+        """Optimiser steps of the run and of an epoch.
+
+        Not `trainer.estimated_stepping_batches`: that one starts the loader's workers before a resumed run has
+        restored the loader's place, so that the first epoch after resuming would read the wrong videos.
+        """
+        trainer = self.trainer
+        datamodule = getattr(trainer, "datamodule")  # noqa: B009 - Lightning sets it without declaring it
+        batches, limit = len(datamodule.train_dataloader()), trainer.limit_train_batches
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps_per_epoch = max(1, math.ceil(batches / trainer.accumulate_grad_batches))
+        ends = []
+        if trainer.max_epochs not in (None, -1):
+            ends.append(trainer.max_epochs * steps_per_epoch)
+        if trainer.max_steps != -1:
+            ends.append(trainer.max_steps)
+        if not ends:
+            raise ValueError("a cosine needs an end: give trainer.max_epochs or trainer.max_steps")
+        return max(1, min(ends)), steps_per_epoch
+
+    # ---- evaluation ----------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Start a validation."""
+        self.scores["val"].reset()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect scores."""
+        self._collect("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Put the scores together and log them."""
+        self._finish("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Start a test."""
+        self.scores["test"].reset()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Collect scores."""
+        self._collect("test", batch)
+
+    def on_test_epoch_end(self) -> None:
+        """Put the scores together and log them."""
+        self._finish("test")
+
+    def _collect(self, stage: str, batch: Batch) -> None:
+        probabilities = self.network(batch["video"]).float().softmax(dim=1)
+        self.scores[stage].update(
+            probabilities, batch["label"], batch["video_index"], batch["view_index"], batch["error"]
+        )
+
+    def _finish(self, stage: str) -> None:
+        evaluation = self.scores[stage].compute()
+        self.scores[stage].reset()
+        self.evaluations[stage] = evaluation
+        evaluation.check(stage, self.max_bad_fraction)
+        found = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
+        # Every process has computed the same numbers from the scores of all.
+        for name, value in found.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "top1", sync_dist=True)
+
+    def _video_paths(self, stage: str, indices: Sequence[int]) -> list[str]:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        return [datamodule.video_path(stage, i) if datamodule else str(i) for i in indices]
+
+    # ---- checkpoints ---------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Say what the file holds."""
+        if self.description is not None:
+            checkpoint["dtf"] = self.description

@@ -1,0 +1,286 @@
+"""What every command of this project does around its work: settings from conf/, errors in one line.
+
+`command("train")` turns a function of a config into a Hydra program. Beyond `hydra.main` it
+* answers a wrong setting with one line that names the nearest right one,
+* shows a user's mistake as `error: ...` with exit code 1, without a stack trace (`HYDRA_FULL_ERROR=1` shows it),
+* decides the output folder once for all processes of a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+FULL_ERROR = "HYDRA_FULL_ERROR"
+RUN_FOLDER = "DTF_RUN_FOLDER"
+"""Environment variable by which the first process tells the ones that it starts where the run lies."""
+
+Prepare = Callable[[list[str]], list[str]]
+
+
+class RunError(RuntimeError):
+    """A run that cannot go on for a reason that its user can act on. Shown as one line."""
+
+
+def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Callable], Callable[[], None]]:
+    """Make a Hydra program of a function.
+
+    Args:
+        config_name: file in the folder conf/ beside the function's file, without ".yaml".
+        prepare: sees and changes the command-line arguments before Hydra does.
+
+    Returns:
+        A decorator for `function(cfg) -> metrics`. The decorated function takes no argument and exits the
+        process with code 1 on an error.
+    """
+
+    def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
+        conf = Path(inspect.getfile(function)).resolve().parent / "conf"
+
+        @functools.wraps(function)
+        def task(cfg: DictConfig) -> Any:
+            with _as_single_run(full_error):
+                return function(cfg)
+
+        full_error = os.environ.get(FULL_ERROR)
+
+        @functools.wraps(function)
+        def main() -> None:
+            with one_line_errors(conf):
+                # Hydra then passes exceptions on instead of printing them itself.
+                os.environ[FULL_ERROR] = "1"
+                try:
+                    arguments = _share_folder(sys.argv[1:])
+                    sys.argv[1:] = prepare(arguments) if prepare else arguments
+                    _register_resolvers()
+                    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+                finally:
+                    _restore(FULL_ERROR, full_error)
+
+        return main
+
+    return decorate
+
+
+def run_folder() -> Path:
+    """The folder of the present run, the same in all of its processes."""
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and RUN_FOLDER in os.environ:
+        return Path(os.environ[RUN_FOLDER])
+    folder = Path(HydraConfig.get().runtime.output_dir).resolve()
+    os.environ[RUN_FOLDER] = str(folder)
+    return folder
+
+
+def is_first_process() -> bool:
+    """Whether this is the process of a run that writes files and prints."""
+    return all(
+        os.environ.get(name, "0") == "0" for name in ("LOCAL_RANK", "RANK", "SLURM_PROCID", "NODE_RANK")
+    )
+
+
+# ------------------------------------------------------------------------------------------------ errors
+
+
+@contextmanager
+def one_line_errors(conf: Path | None = None) -> Iterator[None]:
+    """Print errors that a user can act on as `error: ...` and exit with code 1.
+
+    Args:
+        conf: the folder of the configuration, to look up the nearest names in.
+    """
+    show_trace = os.environ.get(FULL_ERROR) is not None
+    try:
+        yield
+    except Exception as error:
+        text = None if show_trace else explain(error, conf)
+        if text is None:
+            raise
+        rank = os.environ.get("LOCAL_RANK", "0")
+        prefix = "error: " if rank == "0" else f"error (process {rank}): "
+        print(prefix + " ".join(text.split()), file=sys.stderr)
+        sys.exit(1)
+
+
+def explain(error: BaseException, conf: Path | None = None) -> str | None:
+    """One line for an error that a user can act on, None for one that is ours."""
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        inner = explain(error.__cause__, conf) or f"{type(error.__cause__).__name__}: {error.__cause__}"
+        place = re.search(r"full_key: (\S+)", str(error))
+        return f"{place.group(1)}: {inner}" if place else inner
+    if isinstance(error, MissingConfigException):
+        return _explain_option(error)
+    if isinstance(error, MissingMandatoryValue):
+        key = getattr(error, "full_key", None) or str(error)
+        return f"{key} has no value yet: add {key}=..."
+    if isinstance(error, HydraException):
+        return _explain_override(error, conf)
+    if isinstance(error, OmegaConfBaseException):
+        return str(error)
+    if isinstance(error, RunError):
+        return str(error)
+    if isinstance(error, OSError):
+        if error.filename is None:
+            return str(error)
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError) and _is_raised_here(error):
+        return str(error)
+    # By name: these packages are imported late or not at all.
+    kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
+    if "torch.OutOfMemoryError" in kinds:
+        return "out of GPU memory: lower data.batch_size (and raise trainer.accumulate_grad_batches)"
+    if any(kind.endswith(".MisconfigurationException") for kind in kinds):
+        return f"trainer: {error}"
+    if any(kind.startswith("wandb.") for kind in kinds):
+        return f"Weights & Biases: {error}; without an account: logger.offline=true"
+    return None
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` for the nearest known name, or an empty text."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _is_raised_here(error: BaseException) -> bool:
+    """Whether our code raised the error (a user's fault) or a library did (then its trace matters)."""
+    frames = traceback.extract_tb(error.__traceback__)
+    root = Path(__file__).resolve().parents[2]
+    if not frames:
+        return False
+    last = Path(frames[-1].filename).resolve()
+    return last.parent == root or root / "dtf" in last.parents
+
+
+def _explain_option(error: MissingConfigException) -> str:
+    """`model=dtf_tinny`: the option does not exist."""
+    missing = error.missing_cfg_file
+    options = list(error.options or [])
+    name = str(missing).rsplit("/", 1)
+    if len(name) == 1 or not options:
+        return str(error)
+    group, option = name
+    return f"there is no {group}={option}{nearest(option, options)} (there are: {', '.join(options)})"
+
+
+def _explain_override(error: HydraException, conf: Path | None) -> str:
+    """`optim.lrr=1`: the setting does not exist, or the text is no setting at all."""
+    key = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
+    if key is None or conf is None:
+        return str(error)
+    name = key.group(1).lstrip("+~").split("@")[0]
+    cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
+    if cause and "is not in struct" not in cause:
+        return f"{name}: {cause}"
+    return (
+        f"there is no setting {name}{nearest(name, _known_settings(conf, name))} (python {_program()} --help)"
+    )
+
+
+def _program() -> str:
+    return os.path.basename(sys.argv[0])
+
+
+def _known_settings(conf: Path, wrong: str) -> list[str]:
+    """All settings under the groups chosen on the command line: `optim.lr`, `model`, ..."""
+    config_name = Path(_program()).stem
+    groups = [p.name for p in conf.iterdir() if p.is_dir()]
+    choices = [a for a in sys.argv[1:] if a.split("=")[0].lstrip("+") in groups and "," not in a]
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        try:
+            cfg = compose(config_name, overrides=choices)
+        except HydraException:
+            # A chosen option is wrong as well; the defaults still hold most names.
+            cfg = compose(config_name)
+
+    def keys(node: Any, prefix: str) -> Iterator[str]:
+        for key in node:
+            yield prefix + str(key)
+            if not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key):
+                child = node[key]
+                if isinstance(child, DictConfig):
+                    yield from keys(child, f"{prefix}{key}.")
+
+    known = [*keys(cfg, ""), *groups]
+    # The last part decides more than a long common beginning does.
+    parent = wrong.rsplit(".", 1)[0] + "." if "." in wrong else ""
+    siblings = [k for k in known if parent and k.startswith(parent)]
+    return siblings if difflib.get_close_matches(wrong, siblings, cutoff=0.5) else known
+
+
+# ------------------------------------------------------------------------------- folders and processes
+
+
+def _register_resolvers() -> None:
+    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+
+
+def _run_name(overrides: Sequence[str] | None = None) -> str:
+    """A folder name from a run's overrides: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
+    import zlib
+
+    kept = [o for o in overrides or [] if not o.startswith(("output=", "hydra"))]
+    text = "__".join(re.sub(r"[^A-Za-z0-9_.]+", "-", o).strip("-.") for o in kept) or "default"
+    if len(text) <= 120:
+        return text
+    return f"{text[:110]}-{zlib.crc32(text.encode()):08x}"
+
+
+def _share_folder(arguments: list[str]) -> list[str]:
+    """Under torchrun or srun all processes start at once: no clock may decide the folder.
+
+    Processes that Lightning starts itself need nothing: they are told the folder (`RUN_FOLDER`).
+    """
+    outer = "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+    if not outer or RUN_FOLDER in os.environ:
+        return arguments
+    if not any(a.startswith("output=") for a in arguments):
+        job = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        if job == "none" and "SLURM_JOB_ID" in os.environ:
+            job = f"slurm-{os.environ['SLURM_JOB_ID']}"
+        if job == "none":
+            raise RunError("several processes were started at once: name their common folder, output=DIR")
+        arguments = [*arguments, f"output=outputs/{job}"]
+    if not is_first_process():
+        arguments = [*arguments, "hydra.output_subdir=null"]
+    return arguments
+
+
+@contextmanager
+def _as_single_run(full_error: str | None) -> Iterator[None]:
+    """Make the present run of a sweep look like a run of its own to the processes that it starts."""
+    argv = list(sys.argv)
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode == RunMode.MULTIRUN:
+        sys.argv[1:] = list(hydra_config.overrides.task)
+    _restore(FULL_ERROR, full_error)
+    try:
+        yield
+    finally:
+        sys.argv[:] = argv
+        os.environ[FULL_ERROR] = "1"
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

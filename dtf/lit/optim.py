@@ -1,0 +1,155 @@
+"""Optimiser recipes: SGD and AdamW, linear warm-up and cosine per step, weight decay where it belongs.
+
+No decay on vectors (norms, biases, the DTF block's alpha) and position tables, as Video-Swin, MViT and TAdaConv
+do; the SIFA / DTF pipeline decays everything (`decay_all`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypedDict, get_args
+
+import torch
+from torch import nn
+
+from dtf.lit.command import nearest
+
+Recipe = Literal["sgd", "adamw"]
+
+POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embedding", "absolute_pos_embed")
+"""Names (last component) of parameters that hold positions: never decayed, although they are matrices."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """One recipe. `conf/optim/` holds them.
+
+    Args:
+        name: "sgd" or "adamw".
+        lr: peak learning rate, for the batch size in use: nothing scales it behind the user's back.
+        weight_decay: for the parameters that are decayed.
+        momentum, nesterov: SGD only.
+        betas, eps: AdamW only.
+        warmup_epochs: linear warm-up, in epochs (fractions allowed).
+        warmup_start: first learning rate as a share of `lr`, in (0, 1].
+        min_lr: the cosine's end as a share of `lr`, in [0, 1].
+        decay_all: decay norms, biases and position tables too.
+
+    Raises:
+        ValueError: values out of range; all faults at once.
+    """
+
+    name: Recipe
+    lr: float
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    nesterov: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    warmup_epochs: float = 0.0
+    warmup_start: float = 0.01
+    min_lr: float = 0.0
+    decay_all: bool = False
+
+    def __post_init__(self) -> None:
+        faults = []
+        if self.name not in get_args(Recipe):
+            faults.append(f"name must be {' or '.join(get_args(Recipe))}, got {self.name!r}")
+        limits = {
+            "lr": (0.0, math.inf),
+            "weight_decay": (0.0, math.inf),
+            "momentum": (0.0, 1.0),
+            "eps": (0.0, math.inf),
+            "warmup_epochs": (0.0, math.inf),
+            "warmup_start": (0.0, 1.0),
+            "min_lr": (0.0, 1.0),
+        }
+        for key, (low, high) in limits.items():
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+                faults.append(f"{key} must be a number in {low:g}..{high:g}, got {value!r}")
+        if self.name == "sgd" and self.nesterov and self.momentum == 0:
+            faults.append("nesterov needs momentum > 0")
+        if faults:
+            raise ValueError("optim: " + "; ".join(faults))
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any]) -> OptimConfig:
+        """Plain data (a config node) to a recipe; an unknown key is a ValueError with the nearest name."""
+        known = [f.name for f in fields(cls)]
+        for key in values:
+            if key not in known:
+                raise ValueError(f"there is no setting optim.{key}{nearest(str(key), known)}")
+        missing = [key for key in ("name", "lr") if key not in values]
+        if missing:
+            raise ValueError(f"optim needs {' and '.join(missing)}")
+        return cls(**{str(k): tuple(v) if k == "betas" else v for k, v in values.items()})
+
+
+class ParameterGroup(TypedDict):
+    """A parameter group as torch's optimisers take it, with the names of its members."""
+
+    name: str
+    params: list[nn.Parameter]
+    param_names: list[str]
+    weight_decay: float
+    lr: float
+
+
+def is_decayed(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies to a parameter: matrices and kernels, but no position table."""
+    last = name.rsplit(".", 1)[-1]
+    return parameter.numel() > max(parameter.shape, default=1) and last not in POSITION_TABLES
+
+
+def parameter_groups(network: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
+    """Trainable parameters in groups "decay" and "no_decay"; a group without members is left out."""
+    groups: dict[str, ParameterGroup] = {}
+    for name, parameter in network.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = config.decay_all or is_decayed(name, parameter)
+        key = "decay" if decayed else "no_decay"
+        empty = ParameterGroup(
+            name=key,
+            params=[],
+            param_names=[],
+            weight_decay=float(config.weight_decay if decayed else 0.0),
+            lr=float(config.lr),
+        )
+        group = groups.setdefault(key, empty)
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """The optimiser of a recipe over the network's parameter groups."""
+    # Names stay out of the optimiser: its state must hold nothing but plain data that a resume can match.
+    groups = [{k: v for k, v in g.items() if k != "param_names"} for g in parameter_groups(network, config)]
+    if config.name == "sgd":
+        return torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, nesterov=config.nesterov)
+    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
+
+
+def warmup_cosine(
+    num_steps: int, warmup_steps: int, warmup_start: float = 0.01, min_lr: float = 0.0
+) -> Callable[[int], float]:
+    """The learning rate of step 0..num_steps-1 as a share of its peak.
+
+    Args:
+        num_steps: optimiser steps of the whole run, at least 1.
+        warmup_steps: steps of linear warm-up, from `warmup_start` to 1; the peak is step `warmup_steps`.
+        warmup_start: share at step 0.
+        min_lr: share that the cosine reaches after the last step.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return warmup_start + (1 - warmup_start) * step / warmup_steps
+        done = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+        return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor

@@ -1,0 +1,183 @@
+"""What a run leaves behind: results.json, scores as CSV, a confusion-matrix picture, a table on the screen."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from dtf.lit.scores import Evaluation
+
+CLASSES_IN_TABLE = 20
+CLASSES_WITH_NUMBERS = 40
+
+
+def results(evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
+    """The result as plain data.
+
+    Args:
+        evaluation: what was found.
+        class_names: C names.
+        paths: V paths, in the order of `evaluation.video_index`.
+    """
+    total, right = evaluation.per_class()
+    broken = [
+        {"video": path, "error": evaluation.errors[i]}
+        for path, i in zip(paths, evaluation.video_index.tolist(), strict=True)
+        if i in evaluation.errors
+    ]
+    return {
+        "top1": evaluation.top1,
+        "top5": evaluation.top5,
+        "loss": evaluation.loss,
+        "videos": len(evaluation.video_index),
+        "views_per_video": sorted(set(evaluation.num_views.tolist())),
+        "broken_videos": broken,
+        "per_class": {
+            name: {"videos": int(t), "right": int(r), "accuracy": r / t if t else None}
+            for name, t, r in zip(class_names, total.tolist(), right.tolist(), strict=True)
+        },
+        "confused_pairs": [
+            {"class": class_names[a], "taken_for": class_names[b], "videos": n}
+            for a, b, n in confused_pairs(evaluation.confusion)
+        ],
+    }
+
+
+def confused_pairs(confusion: np.ndarray, limit: int = 10) -> list[tuple[int, int, int]]:
+    """The largest entries off the diagonal of a (C, C) matrix: (class, taken for, videos)."""
+    wrong = confusion.copy()
+    np.fill_diagonal(wrong, 0)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    pairs = [(*divmod(int(i), len(wrong)), int(wrong.flat[i])) for i in order]
+    return [(a, b, n) for a, b, n in pairs if n > 0]
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    _replace(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+
+
+def write_scores(
+    path: Path, evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[str]
+) -> None:
+    """One row per video: path, class, prediction, views, error and the score of each class."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+        writer = csv.writer(file)
+        head = ["video", "class", "prediction", "right", "views", "error"]
+        writer.writerow(head + [f"score:{name}" for name in class_names])
+        for row, index in enumerate(evaluation.video_index.tolist()):
+            label, prediction = int(evaluation.label[row]), int(evaluation.prediction[row])
+            sound = prediction >= 0
+            writer.writerow(
+                [
+                    paths[row],
+                    class_names[label],
+                    class_names[prediction] if sound else "",
+                    int(prediction == label),
+                    int(evaluation.num_views[row]),
+                    evaluation.errors.get(index, ""),
+                    *(f"{s:.9g}" if sound else "" for s in evaluation.scores[row]),
+                ]
+            )
+    os.replace(partial, path)
+
+
+def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str], title: str) -> None:
+    """Draw a (C, C) matrix of counts, rows normalised to shares of the class.
+
+    Few classes get their numbers written in; many get a large picture whose colours bring out rare confusions.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    num_classes = len(class_names)
+    totals = confusion.sum(axis=1, keepdims=True)
+    share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    few = num_classes <= CLASSES_WITH_NUMBERS
+    side = 2.5 + (0.45 * num_classes if few else 0.11 * num_classes)
+    font = 9 if few else 6
+    names = [name if len(name) <= 40 else name[:39] + "…" for name in class_names]
+
+    figure = Figure(figsize=(side + 1.5, side), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    # A rare confusion (2 % of a class) must show among hundreds of classes: spread the low end of the colours.
+    image = axes.imshow(share, cmap="Blues" if few else "magma", norm=PowerNorm(1.0 if few else 0.4, 0, 1))
+    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=font)
+    axes.set_yticks(range(num_classes), names, fontsize=font)
+    axes.set_xlabel("prediction")
+    axes.set_ylabel("class")
+    axes.set_title(title)
+    if few:
+        for a, b in np.argwhere(confusion > 0):
+            colour = "white" if share[a, b] > 0.5 else "black"
+            axes.text(b, a, str(confusion[a, b]), ha="center", va="center", color=colour, fontsize=font)
+    figure.colorbar(image, ax=axes, label="share of the class", fraction=0.046, pad=0.02)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    figure.savefig(partial, format="png", dpi=110)
+    os.replace(partial, path)
+
+
+def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, str]]) -> None:
+    """Print the result as a table.
+
+    Args:
+        title: above the table.
+        found: from `results`.
+        notes: lines (what, value) below the figures.
+    """
+    console = Console(highlight=False)
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("top-1", f"[bold]{found['top1']:.2%}[/bold]")
+    table.add_row("top-5", f"{found['top5']:.2%}")
+    views = ", ".join(str(v) for v in found["views_per_video"])
+    table.add_row("videos", f"{found['videos']}, {views} view(s) each")
+    for entry in found["broken_videos"][:10]:
+        table.add_row("broken, counted as wrong", _escape(entry["error"]))
+    if len(found["broken_videos"]) > 10:
+        table.add_row("", f"and {len(found['broken_videos']) - 10} more, see results.json")
+    if len(found["per_class"]) <= CLASSES_IN_TABLE:
+        table.add_section()
+        for name, entry in found["per_class"].items():
+            share = "no videos" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
+            table.add_row(_escape(name), f"{share}  ({entry['right']} of {entry['videos']})")
+    if found["confused_pairs"]:
+        table.add_section()
+        for entry in found["confused_pairs"][:5]:
+            pair = f"{_escape(entry['class'])} → {_escape(entry['taken_for'])}"
+            table.add_row("confused", f"{pair}  ({entry['videos']})")
+    table.add_section()
+    for what, value in notes:
+        table.add_row(what, _escape(value))
+    console.print(table)
+
+
+def shown(path: Path) -> str:
+    """A path as one would type it here."""
+    relative = os.path.relpath(path)
+    return str(path) if relative.startswith("..") else relative
+
+
+def _escape(text: str) -> str:
+    """Names come from files: no markup, no control characters."""
+    from rich.markup import escape
+
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+def _replace(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
+    os.replace(partial, path)

@@ -1,0 +1,107 @@
+"""Train a network and test it: `python train.py --help`, settings in conf/train.yaml."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dtf.lit import resume
+from dtf.lit.command import command, is_first_process, run_folder
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+@command("train", prepare=resume.expand)
+def main(cfg: DictConfig) -> dict[str, float]:
+    """Train, keep the best and the last checkpoint, test the best one.
+
+    Returns:
+        The last metrics of training and those of the test ("test/top1", ...).
+    """
+    import logging
+
+    import torch
+    from omegaconf import OmegaConf
+
+    from dtf.lit import build, report
+    from dtf.lit.callbacks import BrokenVideos
+    from dtf.lit.checkpoint import describe, load_checkpoint
+    from dtf.lit.classifier import VideoClassifier
+    from dtf.models import save_weights
+
+    folder, log = run_folder(), logging.getLogger("dtf.train")
+    config = build.plain(cfg)
+    build.check_top_level(cfg, build.TRAIN_SETTINGS)
+    done = resume.finished(folder, config)
+    if done is not None:
+        log.info("%s is finished (test top-1 %.2f%%): nothing to do", folder, 100 * done["top1"])
+        return {"test/top1": done["top1"], "test/top5": done["top5"], "test/loss": done["loss"]}
+
+    data = build.build_data(cfg.data)
+    test_stage = "test" if data.splits["test"] else "val"
+    data.load_splits(["train", "val", test_stage])
+    torch.manual_seed(cfg.seed)
+    network = build.build_network(cfg.model, data)
+    description = describe(network, data.class_names, config["data"] | {"root": data.root}, config)
+
+    last = folder / "checkpoints" / "last.ckpt"
+    if last.is_file():
+        checkpoint = load_checkpoint(last, weights=False)
+        resume.check_same_network(checkpoint.model, description["model"], last)
+        for change in resume.changes(checkpoint.config, config):
+            log.warning("goes on with a changed setting: %s", change)
+        log.info("going on after epoch %d of %s", checkpoint.epoch, last)
+
+    if cfg.compile:
+        network.compile()
+    model = VideoClassifier(
+        network,
+        data.num_classes,
+        config["optim"],
+        label_smoothing=cfg.label_smoothing,
+        max_bad_fraction=cfg.max_bad_fraction,
+        seed=cfg.seed,
+        description=description,
+    )
+    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(cfg.max_bad_fraction)]
+    loggers = build.build_loggers(cfg.logger, folder)
+    trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
+    if is_first_process():
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        build.print_start(network, data, config["optim"], trainer, folder)
+
+    trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+    best = folder / "checkpoints" / "best.ckpt"
+    evaluate = trainer.test if test_stage == "test" else trainer.validate
+    evaluate(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
+    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    if trainer.is_global_zero:
+        evaluation = model.evaluations[test_stage]
+        paths = [data.video_path(test_stage, i) for i in evaluation.video_index.tolist()]
+        found = report.results(evaluation, data.class_names, paths)
+        report.write_scores(folder / "scores.csv", evaluation, data.class_names, paths)
+        report.draw_confusion(
+            folder / "confusion.png", evaluation.confusion, data.class_names, f"{network.name} on {data.name}"
+        )
+        weights = folder / "model.safetensors"
+        save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})
+        # Written last: it marks the run as finished.
+        report.write_json(folder / resume.RESULTS, found | {"split": test_stage, "config": config})
+        report.print_results(
+            f"{network.name} on {data.name}, {test_stage} split, best checkpoint",
+            found,
+            [
+                ("checkpoint", report.shown(best)),
+                ("weights to share", report.shown(weights)),
+                ("pictures, scores", report.shown(folder)),
+                ("more views", f"python eval.py checkpoint={report.shown(best)} views=3x3"),
+                ("your video", f"python -m dtf.predict VIDEO checkpoint={report.shown(best)}"),
+            ],
+        )
+    return metrics
+
+
+if __name__ == "__main__":
+    main()
