@@ -1,0 +1,337 @@
+"""The Lightning data module of all video data sets, from a folder of files to normalised batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pytorch_lightning import LightningDataModule
+
+from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
+from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list
+from dtf.data.sampling import FrameSampler, parse_views
+from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
+
+log = logging.getLogger(__name__)
+
+STAGES = ("train", "val", "test")
+_STAGES_OF = {
+    None: STAGES,
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("test",),
+}
+
+T = TypeVar("T")
+
+
+class VideoDataModule(LightningDataModule):
+    """Any video data set that is a folder tree ROOT/SPLIT/CLASS/VIDEO or comes as `path label` lists.
+
+    Other data sets are subclasses that make files in `prepare_data` or override `read_class_names` and
+    `read_split`. The data folder is first looked at when classes or videos are asked for.
+
+    Args:
+        root: the data folder.
+        name: shown in logs and results.
+        splits: for train, val and test the folder or list file below root; null: this split does not exist.
+        class_names: names in the order of their labels, or a text file with one per line; None: the sorted
+        names
+            of the class folders of training (for lists: their numbers).
+        clip_length: frames of a clip, T.
+        frame_stride: frames from one frame of a clip to the next (dense sampling only).
+        crop_px: side of the square clips in pixels.
+        short_side_px: evaluation: short side of the resized frame in pixels; None: crop_px.
+        batch_size: clips of a batch on each process. Evaluation keeps the views of a video together, so its
+            batches have max(1, batch_size // views) videos.
+        num_workers: processes that decode; None: one per CPU core of this process, at most 8.
+        test_views: "NxM": N clips times M crops (1 or 3) of each test video. Validation takes one central
+        view. sampling: for train, val and test the other arguments of `FrameSampler`.
+        augment: the other arguments of `TrainTransform`.
+        mean, std: of each colour for values in 0..1.
+        seed: all randomness is a function of this, the epoch and the video.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
+    """
+
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        name: str = "folder",
+        splits: Mapping[str, str | None] | None = None,
+        class_names: Sequence[str] | str | None = None,
+        clip_length: int = 16,
+        frame_stride: int = 4,
+        crop_px: int = 224,
+        short_side_px: int | None = None,
+        batch_size: int = 8,
+        num_workers: int | None = None,
+        test_views: str = "1x1",
+        sampling: Mapping[str, Mapping[str, Any]] | None = None,
+        augment: Mapping[str, Any] | None = None,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+        seed: int | None = 0,
+    ) -> None:
+        super().__init__()
+        self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
+        self.name = name
+        self.splits = {stage: stage for stage in STAGES} | dict(_known(splits, STAGES, "data.splits"))
+        self.clip_length = clip_length
+        self.frame_stride = frame_stride
+        self.crop_px = crop_px
+        self.short_side_px = crop_px if short_side_px is None else short_side_px
+        self.batch_size = batch_size
+        self.num_workers = min(8, _num_cores()) if num_workers is None else num_workers
+        self.test_views = test_views
+        self.mean = tuple(float(x) for x in mean)
+        self.std = tuple(float(x) for x in std)
+        self.seed = 0 if seed is None else seed
+
+        faults = []
+        if batch_size < 1:
+            faults.append(f"batch_size must be at least 1, got {batch_size}")
+        if self.num_workers < 0:
+            faults.append(f"num_workers must be at least 0, got {num_workers}")
+        if self.seed < 0:
+            faults.append(f"seed must be at least 0, got {seed}")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
+            faults.append(f"mean and std need three numbers each, std above 0, got {mean} and {std}")
+        raise_faults("data", faults)
+
+        self.num_clips, num_crops = parse_views(test_views)
+        schemes = _known(sampling, STAGES, "data.sampling")
+        shared = {"clip_length": clip_length, "frame_stride": frame_stride}
+        self.frame_samplers = {
+            stage: _build(FrameSampler, shared, schemes.get(stage), f"data.sampling.{stage}")
+            for stage in STAGES
+        }
+        self.train_transform = _build(TrainTransform, {"crop_px": crop_px}, augment, "data.augment")
+        self.val_transform = TestTransform(crop_px, self.short_side_px)
+        self.test_transform = TestTransform(crop_px, self.short_side_px, num_crops)
+
+        self._given_class_names = class_names
+        self._class_names: list[str] | None = None
+        self._indexes: dict[str, VideoIndex] = {}
+
+    # ---- what there is -------------------------------------------------------------------------------------
+
+    @property
+    def class_names(self) -> list[str]:
+        """Names of the classes by label. Reads the data folder on first use."""
+        if self._class_names is None:
+            self._check_root()
+            self._class_names = self.read_class_names()
+        return self._class_names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    def video_path(self, stage: str, video_index: int) -> str:
+        """Absolute path of a video.
+
+        Args:
+            stage: "train", "val" or "test".
+            video_index: as in a batch.
+        """
+        return self.index(stage).path(int(video_index))
+
+    def index(self, stage: str) -> VideoIndex:
+        """The videos of a stage ("train", "val" or "test"). Reads them on first use.
+
+        Raises:
+            ValueError: the split is missing or faulty.
+        """
+        self.load_splits([stage])
+        return self._indexes[stage]
+
+    def load_splits(self, stages: Sequence[str]) -> None:
+        """Read the splits that are not read yet, and report the faults of all of them at once.
+
+        Raises:
+            ValueError: names every fault.
+        """
+        todo = [stage for stage in stages if stage not in self._indexes]
+        if not todo:
+            return
+        self._check_root()
+        faults = [fault for stage in todo if (fault := self._missing_split(stage))]
+        raise_faults(self._where, faults)
+        indexes = {stage: self.read_split(stage, faults) for stage in todo}
+        raise_faults(self._where, faults)
+        for stage, index in indexes.items():
+            log.info("%s: %s has %d videos of %d classes", self.name, stage, len(index), self.num_classes)
+        self._indexes.update(indexes)
+
+    def read_class_names(self) -> list[str]:
+        """Names of the classes by label: as given, or from the training split, or from what splits there are."""
+        given = self._given_class_names
+        if isinstance(given, str):
+            path = Path(self.root, given)
+            if not path.is_file():
+                raise ValueError(f"data.class_names: {path} is not a file; expected one class name per line")
+            given = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        if given is not None:
+            names = [str(name) for name in given]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice or not names:
+                raise ValueError(
+                    f"data.class_names: {'repeated: ' + ', '.join(twice) if twice else 'is empty'}"
+                )
+            return names
+        present = [stage for stage in STAGES if not self._missing_split(stage)]
+        sources = ["train"] if "train" in present else present
+        folders = [s for s in sources if self._split_path(s).is_dir()]
+        if folders:
+            return sorted({name for s in folders for name in list_classes(self._split_path(s))})
+        faults: list[str] = [] if sources else [self._missing_split("train")]
+        indexes = [read_list(self.root, str(self.splits[s]), None, faults) for s in sources]
+        raise_faults(self._where, faults)
+        return [str(label) for label in range(1 + max(int(index.labels.max()) for index in indexes))]
+
+    def read_split(self, stage: str, faults: list[str]) -> VideoIndex:
+        """The videos of a split that exists.
+
+        Args:
+            stage: "train", "val" or "test".
+            faults: takes a line for everything that is wrong.
+        """
+        split = str(self.splits[stage])
+        if self._split_path(stage).is_dir():
+            return index_folder(self.root, split, self.class_names, faults)
+        return read_list(self.root, split, self.class_names, faults)
+
+    @property
+    def _where(self) -> str:
+        return f"data.root={self.root}"
+
+    def _check_root(self) -> None:
+        if not os.path.isdir(self.root):
+            problem = "is not a folder" if os.path.exists(self.root) else "does not exist"
+            raise ValueError(
+                f"{self._where}: {problem}; expected ROOT/{{train,val,test}}/CLASS/*.mp4 or list files"
+            )
+
+    def _split_path(self, stage: str) -> Path:
+        return Path(self.root, self.splits[stage] or "")
+
+    def _missing_split(self, stage: str) -> str:
+        """Why this split cannot be read; "" when it is there."""
+        split = self.splits[stage]
+        if split is None:
+            return f"data.splits.{stage} is null, but this run needs it"
+        inside = Path(os.path.normpath(self._split_path(stage))).is_relative_to(self.root)
+        if not inside:
+            return f"data.splits.{stage}={split} is not inside the data folder"
+        if split and self._split_path(stage).exists():
+            return ""
+        found = ", ".join(sorted(os.listdir(self.root))[:10]) or "nothing"
+        return (
+            f"no {split!r} for {stage}: expected {split}/CLASS/*.mp4, found {found}; "
+            f"data.splits.{stage}=NAME takes another folder or list"
+        )
+
+    # ---- Lightning -----------------------------------------------------------------------------------------
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read the splits of "fit" (train and val), "validate", "test" or "predict" (test), all for None.
+
+        Raises:
+            ValueError: names every fault of their lists and folders.
+        """
+        self.load_splits(_STAGES_OF[stage])
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Random clips, batch_size of them; a short last batch is left out (unless it is the only one)."""
+        index = self.index("train")
+        dataset = TrainDataset(index, self.frame_samplers["train"], self.train_transform, self.seed)
+        sampler = EpochSampler(len(index), shuffle=True, seed=self.seed)
+        return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
+
+    def val_dataloader(self) -> ResumableLoader:
+        """One central view of every validation video."""
+        return self._eval_loader("val", self.val_transform, 1)
+
+    def test_dataloader(self) -> ResumableLoader:
+        """All views (`test_views`) of every test video."""
+        return self._eval_loader("test", self.test_transform, self.num_clips)
+
+    def predict_dataloader(self) -> ResumableLoader:
+        """The same as for testing."""
+        return self.test_dataloader()
+
+    def _eval_loader(self, stage: str, transform: TestTransform, num_clips: int) -> ResumableLoader:
+        dataset = EvalDataset(self.index(stage), self.frame_samplers[stage], transform, num_clips)
+        sampler = EpochSampler(len(dataset), shuffle=False)
+        return self._loader(dataset, sampler, max(1, self.batch_size // dataset.num_views), drop_last=False)
+
+    def _loader(
+        self, dataset: TrainDataset | EvalDataset, sampler: EpochSampler, batch_size: int, drop_last: bool
+    ) -> ResumableLoader:
+        return ResumableLoader(
+            dataset,  # type: ignore[arg-type]
+            batch_size=batch_size,
+            sampler=sampler,
+            num_workers=self.num_workers,
+            collate_fn=collate,
+            drop_last=drop_last,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=self.num_workers > 0,
+            worker_init_fn=init_worker,
+            # Without its own generator, each pass would draw from the global one and thereby change the
+            # dropout of a resumed run against an unbroken one.
+            generator=torch.Generator().manual_seed(self.seed),
+        )
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise uint8 clips on the device; a batch that is normalised already stays as it is."""
+        if batch["video"].dtype == torch.uint8:
+            batch["video"] = normalize(batch["video"], self.mean, self.std)
+        return batch
+
+
+def init_worker(worker_id: int) -> None:
+    """One thread per decoding process: the processes are the parallelism."""
+    torch.set_num_threads(1)
+
+
+def _num_cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def _known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) -> Mapping[str, Any]:
+    """The mapping itself when all its keys are allowed; ValueError with the nearest names otherwise."""
+    faults = []
+    for key in given or {}:
+        if key not in allowed:
+            near = difflib.get_close_matches(str(key), allowed, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            faults.append(f"unknown key {key!r}; {hint}allowed: {', '.join(allowed)}")
+    raise_faults(where, faults)
+    return given or {}
+
+
+def _build(cls: type[T], shared: Mapping[str, Any], given: Mapping[str, Any] | None, where: str) -> T:
+    """An instance of a dataclass from settings, lists becoming tuples."""
+    assert dataclasses.is_dataclass(cls)
+    allowed = [f.name for f in dataclasses.fields(cls) if f.name not in shared]
+    settings = {
+        key: tuple(value) if isinstance(value, list) else value
+        for key, value in _known(given, allowed, where).items()
+    }
+    try:
+        return cls(**shared, **settings)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None

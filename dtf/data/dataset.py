@@ -1,0 +1,307 @@
+"""Map-style data sets of video files, and the samplers that order them.
+
+An item is one video. What is random in it is a pure function of (seed, epoch, index): it depends neither on
+the number of workers or ranks nor on what was read before.
+
+Shape letters: B clips, V views of one video, T frames, C = 3 colours, S side of the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from dtf.data.decode import VideoError, open_video
+from dtf.data.lists import VideoIndex
+from dtf.data.sampling import FrameSampler
+from dtf.data.transforms import TestTransform, TrainTransform
+
+MAX_SUBSTITUTES = 10
+"""After this many broken videos in a row for one training sample, reading stops."""
+
+
+class Sample(TypedDict):
+    """One video: `video` (V, T, S, S, C) uint8, `view_index` (V,) int64."""
+
+    video: torch.Tensor
+    view_index: torch.Tensor
+    label: int
+    video_index: int
+    error: str
+
+
+class Batch(TypedDict):
+    """What the data module hands out.
+
+    `video`: (B, C, T, S, S) uint8 from the workers, normalised float after the transfer to the device; its
+    memory is channels_last_3d. `label`, `video_index`, `view_index`: (B,) int64. `error`: B strings, ""
+    where all is well.
+    """
+
+    video: torch.Tensor
+    label: torch.Tensor
+    video_index: torch.Tensor
+    view_index: torch.Tensor
+    error: list[str]
+
+
+class TrainDataset(Dataset[Sample]):
+    """Random clips for training, one view of each video.
+
+    A video that cannot be read is replaced by another one, drawn from (seed, epoch, index); `video_index` and
+    `label` are those of the video returned, `error` has one line "path: reason" for each broken one.
+
+    Args:
+        index: the videos.
+        sampler: chooses frames.
+        transform: crops and augments.
+        seed: part of what all randomness is drawn from.
+    """
+
+    def __init__(
+        self, index: VideoIndex, sampler: FrameSampler, transform: TrainTransform, seed: int = 0
+    ) -> None:
+        self.index = index
+        self.sampler = sampler
+        self.transform = transform
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """The clip of video `index` in `epoch`; a lone index means epoch 0.
+
+        Raises:
+            VideoError: this video and ten others drawn for it are all broken.
+        """
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        errors: list[str] = []
+        for attempt in range(1 + MAX_SUBSTITUTES):
+            rng = np.random.default_rng((self.seed, epoch, index, attempt))
+            video_index = index if attempt == 0 else int(rng.integers(len(self.index)))
+            try:
+                clip = self._clip(self.index.path(video_index), rng)
+            except VideoError as error:
+                errors.append(str(error))
+                continue
+            return Sample(
+                video=clip.unsqueeze(0),
+                view_index=torch.zeros(1, dtype=torch.int64),
+                label=int(self.index.labels[video_index]),
+                video_index=video_index,
+                error="\n".join(errors),
+            )
+        raise VideoError(
+            self.index.root, f"{len(errors)} videos in a row cannot be read, the last one: {errors[-1]}"
+        )
+
+    def _clip(self, path: str, rng: np.random.Generator) -> torch.Tensor:
+        """(T, S, S, C) uint8."""
+        with open_video(path) as reader:
+            _check_fps(self.sampler, reader)
+            indices = self.sampler.train(reader.num_frames, reader.fps, rng)
+            wanted, place = np.unique(indices, return_inverse=True)
+            size = self.transform.crop_px
+            frames = torch.empty((len(wanted), size, size, 3), dtype=torch.uint8)
+            slot = {int(frame): i for i, frame in enumerate(wanted)}
+            box = None
+            for i, array in reader.iter_frames(wanted):
+                if box is None:
+                    box = self.transform.draw_box(array.shape[0], array.shape[1], rng)
+                frame = torch.from_numpy(array).permute(2, 0, 1)
+                frames[slot[i]] = self.transform.crop_frame(frame, box).permute(1, 2, 0)
+        clip = frames[torch.from_numpy(place)].permute(0, 3, 1, 2)
+        return self.transform.recolor(clip, rng).permute(0, 2, 3, 1)
+
+
+class EvalDataset(Dataset[Sample]):
+    """All fixed views of each video, from one decoding pass.
+
+    View v of N clips and M crops is crop v % M of clip v // M. A video that cannot be read comes back as
+    zeros with its `error`: it is never left out and never replaced.
+
+    Args:
+        index: the videos.
+        sampler: chooses frames.
+        transform: resizes and crops.
+        num_clips: clips per video, N.
+    """
+
+    def __init__(
+        self, index: VideoIndex, sampler: FrameSampler, transform: TestTransform, num_clips: int = 1
+    ) -> None:
+        self.index = index
+        self.sampler = sampler
+        self.transform = transform
+        self.num_clips = num_clips
+
+    @property
+    def num_views(self) -> int:
+        """Views per video, N * M."""
+        return self.num_clips * self.transform.num_crops
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, key: tuple[int, int] | int) -> Sample:
+        """All views of video `index`; the epoch has no influence."""
+        index = key[1] if isinstance(key, tuple) else key
+        error = ""
+        try:
+            views = self._views(self.index.path(index))
+        except VideoError as fault:
+            error = str(fault)
+            size = self.transform.crop_px
+            shape = (self.num_views, self.sampler.clip_length, size, size, 3)
+            views = torch.zeros(shape, dtype=torch.uint8)
+        return Sample(
+            video=views,
+            view_index=torch.arange(self.num_views),
+            label=int(self.index.labels[index]),
+            video_index=index,
+            error=error,
+        )
+
+    def _views(self, path: str) -> torch.Tensor:
+        """(V, T, S, S, C) uint8."""
+        with open_video(path) as reader:
+            _check_fps(self.sampler, reader)
+            clips = self.sampler.test(reader.num_frames, reader.fps, self.num_clips)
+            wanted, place = np.unique(clips, return_inverse=True)
+            size, num_crops = self.transform.crop_px, self.transform.num_crops
+            frames = torch.empty((num_crops, len(wanted), size, size, 3), dtype=torch.uint8)
+            slot = {int(frame): i for i, frame in enumerate(wanted)}
+            for i, array in reader.iter_frames(wanted):
+                crops = self.transform.crops(torch.from_numpy(array).permute(2, 0, 1))
+                for m, crop in enumerate(crops):
+                    frames[m, slot[i]] = crop.permute(1, 2, 0)
+        by_crop = frames[:, torch.from_numpy(place.reshape(clips.shape))]  # (M, N, T, S, S, C)
+        return by_crop.transpose(0, 1).flatten(0, 1)
+
+
+def _check_fps(sampler: FrameSampler, reader: Any) -> None:
+    if sampler.target_fps is not None and not reader.fps > 0:
+        raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Join videos to a batch of views: B is the sum of their V."""
+    views = torch.tensor([len(sample["view_index"]) for sample in samples])
+    video_BTHWC = torch.cat([sample["video"] for sample in samples])
+    return Batch(
+        video=video_BTHWC.permute(0, 4, 1, 2, 3),
+        label=torch.tensor([sample["label"] for sample in samples]).repeat_interleave(views),
+        video_index=torch.tensor([sample["video_index"] for sample in samples]).repeat_interleave(views),
+        view_index=torch.cat([sample["view_index"] for sample in samples]),
+        error=[sample["error"] for sample in samples for _ in sample["view_index"]],
+    )
+
+
+class EpochSampler(Sampler[tuple[int, int]]):
+    """Yields (epoch, index): every video once per epoch over all ranks.
+
+    The order of epoch e is a function of (seed, e) only. Where ranks do not divide the videos, the first
+    ones of the order are repeated, so that every rank has equally many.
+
+    Args:
+        num_videos: length of the data set.
+        shuffle: new order in each epoch; False: by index.
+        seed: of the order.
+        rank, world_size: this process among all; None: as torch.distributed says, 0 of 1 without it.
+
+    Attributes:
+        epoch: current epoch, set by `set_epoch`.
+        skip: samples of this rank to leave out at the start of the next pass, to resume within an epoch.
+    """
+
+    def __init__(
+        self,
+        num_videos: int,
+        *,
+        shuffle: bool,
+        seed: int = 0,
+        rank: int | None = None,
+        world_size: int | None = None,
+    ) -> None:
+        assert num_videos > 0
+        assert (rank is None) is (world_size is None), "give both rank and world_size or neither"
+        self.num_videos = num_videos
+        self.shuffle = shuffle
+        self.seed = seed
+        self.epoch = 0
+        self.skip = 0
+        self._place = None if rank is None or world_size is None else (rank, world_size)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """(rank, world size)."""
+        if self._place is not None:
+            return self._place
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            return distributed.get_rank(), distributed.get_world_size()
+        return 0, 1
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch of the next pass (Lightning calls this)."""
+        if epoch != self.epoch:
+            self.epoch = epoch
+            self.skip = 0
+
+    def __len__(self) -> int:
+        """Samples of this rank in a whole epoch."""
+        return -(-self.num_videos // self.place[1])
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        rank, world_size = self.place
+        if self.shuffle:
+            order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_videos)
+        else:
+            order = np.arange(self.num_videos)
+        order = np.resize(order, len(self) * world_size)  # numpy's resize repeats from the start
+        skip, self.skip = self.skip, 0
+        for index in order[rank::world_size][skip:].tolist():
+            yield self.epoch, index
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A DataLoader over an `EpochSampler` that can go on in the middle of an epoch.
+
+    Lightning saves and restores its state with each checkpoint. It counts the batches handed out, not those
+    that workers have prefetched.
+    """
+
+    _handed_out = 0
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        sampler = self._epoch_sampler
+        assert self.batch_size is not None
+        self._handed_out = sampler.skip // self.batch_size
+        for batch in super().__iter__():
+            self._handed_out += 1
+            yield batch
+
+    @property
+    def _epoch_sampler(self) -> EpochSampler:
+        assert isinstance(self.sampler, EpochSampler), f"not an EpochSampler: {self.sampler}"
+        return self.sampler
+
+    def state_dict(self) -> dict[str, int]:
+        """Epoch and number of its batches already handed out."""
+        epoch, batches = self._epoch_sampler.epoch, self._handed_out
+        if batches >= len(self):
+            epoch, batches = epoch + 1, 0
+        return {"epoch": epoch, "batches": batches}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from a saved state with the next pass."""
+        sampler = self._epoch_sampler
+        assert self.batch_size is not None
+        sampler.set_epoch(state["epoch"])
+        sampler.skip = state["batches"] * self.batch_size
+        self._handed_out = state["batches"]
