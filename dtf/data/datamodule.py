@@ -129,7 +129,6 @@ class VideoDataModule(LightningDataModule):
     def class_names(self) -> list[str]:
         """Names of the classes by label. Reads the data folder on first use."""
         if self._class_names is None:
-            self._check_root()
             self._class_names = self.read_class_names()
         return self._class_names
 
@@ -175,7 +174,7 @@ class VideoDataModule(LightningDataModule):
         self._indexes.update(indexes)
 
     def read_class_names(self) -> list[str]:
-        """Names of the classes by label: as given, or from the training split, or from what splits there are."""
+        """Names of the classes by label: as given, or from training, or from the splits that there are."""
         given = self._given_class_names
         if isinstance(given, str):
             path = Path(self.root, given)
@@ -186,10 +185,9 @@ class VideoDataModule(LightningDataModule):
             names = [str(name) for name in given]
             twice = sorted({name for name in names if names.count(name) > 1})
             if twice or not names:
-                raise ValueError(
-                    f"data.class_names: {'repeated: ' + ', '.join(twice) if twice else 'is empty'}"
-                )
+                raise ValueError(f"data.class_names: {'repeated ' + ', '.join(twice) if twice else 'empty'}")
             return names
+        self._check_root()
         present = [stage for stage in STAGES if not self._missing_split(stage)]
         sources = ["train"] if "train" in present else present
         folders = [s for s in sources if self._split_path(s).is_dir()]

@@ -3,8 +3,8 @@
 Conventions, where the field has several (see `FrameSampler` for the choice between them):
 
 * dense: a window of L = clip_length * frame_stride frames, as SIFA / DTF, TAdaConv and SlowFast count it. The
-  start of a training window is uniform over 0..N-L. Test clip k of n starts at k * (N-L) / (n-1) (mmaction2), or
-  with endpoint=False, at k * (N-L) / n (SIFA / DTF, TAdaConv, SlowFast). A single test clip is central.
+  start of a training window is uniform over 0..N-L. Test clip k of n starts at k * (N-L) / (n-1) (mmaction2)
+  or, with endpoint=False, at k * (N-L) / n (SIFA / DTF, TAdaConv, SlowFast). A single test clip is central.
 * segment (TSN): the video is cut into clip_length segments of N / clip_length frames (TSM, TAdaConv).
   Training takes a random frame of each, test clip k of n the frame at (k + 1/2) / n of each: for n = 1 the
   middle frame.
