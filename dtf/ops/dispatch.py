@@ -35,6 +35,10 @@ def _always_live() -> list[str]:
     return []
 
 
+def _refuses_nothing(x: torch.Tensor) -> list[str]:
+    return []
+
+
 @dataclass(frozen=True)
 class Backend:
     """One implementation of an operator and what it accepts.
@@ -47,6 +51,7 @@ class Backend:
         double_backward: Whether gradients of gradients are available.
         deterministic: Whether equal inputs give equal bits on one machine, gradients included.
         missing: Returns the reasons why the backend cannot run on this machine at all; empty when it can.
+        refuses: Returns further reasons why it cannot run on a tensor; empty when it can.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Backend:
     double_backward: bool = False
     deterministic: bool = True
     missing: Callable[[], list[str]] = _always_live
+    refuses: Callable[[torch.Tensor], list[str]] = _refuses_nothing
 
     def refusals(self, x: torch.Tensor) -> list[str]:
         """Returns why this backend cannot run on ``x``; an empty list when it can."""
@@ -65,10 +71,9 @@ class Backend:
         if x.dtype not in self.dtypes:
             names = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
             reasons.append(f"takes dtypes {names}, got {str(x.dtype).removeprefix('torch.')}")
-        return reasons + list(_missing(self))
+        return reasons + list(_missing(self)) + self.refuses(x)
 
 
-@torch.compiler.assume_constant_result
 def _missing(backend: Backend) -> tuple[str, ...]:
     # What is installed does not change under a compiled graph, and looking it up cannot be traced.
     return tuple(backend.missing())
@@ -141,16 +146,35 @@ def cupy_missing() -> list[str]:
     return reasons
 
 
-def no_kernel_yet(operator: str) -> Backend:
-    """Returns the ``cupy`` slot of an operator that has no CUDA kernel yet: it refuses every input."""
+# The kernels convert float16 and bfloat16 by instructions that older devices lack.
+_LEAST_CAPABILITY = {torch.float16: (5, 3), torch.bfloat16: (8, 0)}
 
-    def run(*args: Any) -> Any:
-        raise AssertionError(f"{operator}: the cupy slot refuses every input and must not be reached")
 
-    def missing() -> list[str]:
-        return ["this version of dtf has no CUDA kernel for it", *cupy_missing()]
+def _lacks_conversion(x: torch.Tensor) -> list[str]:
+    needed = _LEAST_CAPABILITY.get(x.dtype)
+    if needed is None or x.device.type != "cuda" or not torch.cuda.is_available():
+        return []
+    found = _capability(x.device.index)
+    if found >= needed:
+        return []
+    return [
+        f"{str(x.dtype).removeprefix('torch.')} needs compute capability {needed[0]}.{needed[1]}, "
+        f"{x.device} has {found[0]}.{found[1]}"
+    ]
 
-    return Backend("cupy", run, devices=("cuda",), missing=missing)
+
+def _capability(device_index: int | None) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device_index)
+
+
+for _constant in (_missing, _capability):
+    # What torch.compiler.assume_constant_result does, without its import of the compiler: 2.7 s.
+    setattr(_constant, "_dynamo_marked_constant", True)  # noqa: B010 (mypy: functions have no such attribute)
+
+
+def cupy_kernels(run: Callable[..., Any]) -> Backend:
+    """Returns the ``cupy`` backend of an operator whose custom operator is ``run``."""
+    return Backend("cupy", run, devices=("cuda",), missing=cupy_missing, refuses=_lacks_conversion)
 
 
 def _allowed(given: str, names: list[str]) -> str:

@@ -1,25 +1,25 @@
 // The two primitives where channels are adjacent in memory: LANES threads share a run of PIXELS pixels of a row and
 // walk the channels together, VECTOR at a time; window sums meet by shuffles.
-#pragma once
 
 #define GROUPS (THREADS / LANES)  // runs that a block computes side by side
 
-__device__ inline int64 runs_along(const Shape& shape) {
+__device__ inline Offset runs_along(const Shape& shape) {
   return shape.dilation * ceil_div(ceil_div(shape.W, shape.dilation), PIXELS);
 }
 
 // Tiles of (GROUPS / wide) rows x wide runs cover a frame. COUNT, the pixels of a run, is PIXELS in this layout.
 template <int COUNT>
-__device__ inline int64 count_tiles(const Shape& shape, int64 wide) {
+__device__ inline Offset count_tiles(const Shape& shape, Offset wide) {
   return ceil_div(runs_along(shape), wide) * ceil_div(shape.H, GROUPS / wide);
 }
 
 template <int COUNT>
-__device__ inline Run locate(const Shape& shape, int64 wide, int64 work) {
-  const int64 tiles = count_tiles<COUNT>(shape, wide), tiles_wide = ceil_div(runs_along(shape), wide);
-  const int64 frame = work / tiles, tile = work % tiles;
+__device__ inline Run locate(const Shape& shape, Offset wide, int64 work) {
+  const Offset tiles = count_tiles<COUNT>(shape, wide), tiles_wide = ceil_div(runs_along(shape), wide);
+  const int64 frame = work / tiles;
+  const Offset tile = work % tiles;
   const int group = threadIdx.x / LANES;
-  const int64 column = tile % tiles_wide * wide + group % wide;
+  const Offset column = tile % tiles_wide * wide + group % wide;
   Run run;
   run.b = frame / shape.T;
   run.t = frame % shape.T;
@@ -30,7 +30,7 @@ __device__ inline Run locate(const Shape& shape, int64 wide, int64 work) {
   return run;
 }
 
-__device__ inline int64 first_channel() { return (int64)(threadIdx.x % LANES) * VECTOR; }
+__device__ inline Offset first_channel() { return (Offset)(threadIdx.x % LANES) * VECTOR; }
 
 // sum[p][k] = this thread's channels of query(pixel p) * key(pixel p + offset k); zero where either is outside.
 __device__ inline void dot(
@@ -40,7 +40,7 @@ __device__ inline void dot(
   for (int p = 0; p < PIXELS; ++p)
 #pragma unroll
     for (int k = 0; k < WINDOW; ++k) sum[p][k] = 0;
-  for (int64 c = first_channel(); c < shape.C; c += LANES * VECTOR) {
+  for (Offset c = first_channel(); c < shape.C; c += LANES * VECTOR) {
     Accumulator q[PIXELS][VECTOR];
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p) {
@@ -50,10 +50,10 @@ __device__ inline void dot(
     }
 #pragma unroll
     for (int i = 0; i < KERNEL_SIZE; ++i) {
-      const int64 h = run.h + (i - HALF_WINDOW) * shape.dilation;
+      const Offset h = run.h + (i - HALF_WINDOW) * shape.dilation;
 #pragma unroll
       for (int j = 0; j < PIXELS + KERNEL_SIZE - 1; ++j) {
-        const int64 w = run.w + (j - HALF_WINDOW) * shape.dilation;
+        const Offset w = run.w + (j - HALF_WINDOW) * shape.dilation;
         Accumulator v[VECTOR];
 #pragma unroll
         for (int e = 0; e < VECTOR; ++e) v[e] = 0;
@@ -134,7 +134,7 @@ __device__ inline void gather(
     const Element* base, const Element* const (&source)[SOURCES], const Weights<SOURCES>& weights, const Shape& shape,
     const Strides& stride, const Run& run, Element* out) {
   const int group = threadIdx.x / LANES;
-  for (int64 c = first_channel(); c < shape.C; c += LANES * VECTOR) {
+  for (Offset c = first_channel(); c < shape.C; c += LANES * VECTOR) {
     Accumulator sum[PIXELS][VECTOR];
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p) {
@@ -148,11 +148,11 @@ __device__ inline void gather(
       if (!source[s]) continue;
 #pragma unroll
       for (int i = 0; i < KERNEL_SIZE; ++i) {
-        const int64 h = run.h + (i - HALF_WINDOW) * shape.dilation;
+        const Offset h = run.h + (i - HALF_WINDOW) * shape.dilation;
         if (h < 0 || h >= shape.H) continue;
 #pragma unroll
         for (int j = 0; j < PIXELS + KERNEL_SIZE - 1; ++j) {
-          const int64 w = run.w + (j - HALF_WINDOW) * shape.dilation;
+          const Offset w = run.w + (j - HALF_WINDOW) * shape.dilation;
           if (w < 0 || w >= shape.W) continue;
           Accumulator v[VECTOR];
           load(source[s] + h * stride.h + w * stride.w + c, v);
@@ -175,11 +175,11 @@ __device__ inline void gather(
 // Copies the run's pixels, all channels.
 __device__ inline void copy(
     const Element* from, const Shape& shape, const Strides& stride, const Run& run, Element* to) {
-  for (int64 c = first_channel(); c < shape.C; c += LANES * VECTOR)
+  for (Offset c = first_channel(); c < shape.C; c += LANES * VECTOR)
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p)
       if (run.inside(shape, p)) {
-        const int64 at = run.h * stride.h + (run.w + p * run.step_w) * stride.w + c;
+        const Offset at = run.h * stride.h + (run.w + p * run.step_w) * stride.w + c;
         *reinterpret_cast<Pack*>(to + at) = *reinterpret_cast<const Pack*>(from + at);
       }
 }

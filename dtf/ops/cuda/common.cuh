@@ -12,9 +12,16 @@
 //   PIXELS           pixels of a run that one thread computes together, so that their windows share loads
 //   PIXELS_BACKWARD  the same in the gradient's gather, which holds three windows of weights
 //   THREADS          threads of a block
-#pragma once
+//   BLOCKS           blocks that should fit on a multiprocessor at once
+//   WIDE_OFFSETS     1: offsets within a frame take 64 bits; 0: they fit in 32 (offsets of frames, clips and, where they
+//                    are not adjacent, channels always take 64)
 
 typedef long long int64;
+#if WIDE_OFFSETS
+typedef int64 Offset;
+#else
+typedef int Offset;
+#endif
 
 #define WINDOW (KERNEL_SIZE * KERNEL_SIZE)
 #define HALF_WINDOW ((KERNEL_SIZE - 1) / 2)
@@ -32,24 +39,25 @@ struct Element {
 typedef float Accumulator;
 #endif
 
-#if defined(__CUDACC_RTC__) || defined(__CUDACC__)
+// float16 and bfloat16 travel as their bits, so neither needs a header; a host compiler brings its own conversions.
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
 #if defined(DTYPE_FLOAT16)
-__device__ inline float widen(Element value) {
+__device__ inline float widen_bits(unsigned short bits) {
   float wide;
-  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(value.bits));
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(bits));
   return wide;
 }
-__device__ inline Element narrow(float value) {
-  Element element;
-  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(element.bits) : "f"(value));
-  return element;
+__device__ inline unsigned short narrow_bits(float value) {
+  unsigned short bits;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
 }
 #elif defined(DTYPE_BFLOAT16)
-__device__ inline float widen(Element value) { return __uint_as_float((unsigned int)value.bits << 16); }
-__device__ inline Element narrow(float value) {
-  Element element;
-  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(element.bits) : "f"(value));
-  return element;
+__device__ inline float widen_bits(unsigned short bits) { return __uint_as_float((unsigned int)bits << 16); }
+__device__ inline unsigned short narrow_bits(float value) {
+  unsigned short bits;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+  return bits;
 }
 #endif
 #endif
@@ -57,6 +65,9 @@ __device__ inline Element narrow(float value) {
 #if defined(DTYPE_FLOAT64) || defined(DTYPE_FLOAT32)
 __device__ inline Accumulator widen(Element value) { return value; }
 __device__ inline Element narrow(Accumulator value) { return value; }
+#else
+__device__ inline float widen(Element value) { return widen_bits(value.bits); }
+__device__ inline Element narrow(float value) { return Element{narrow_bits(value)}; }
 #endif
 #if !defined(DTYPE_FLOAT64)
 // Maps kept between two kernels are not rounded to the element type.
@@ -69,7 +80,7 @@ __device__ inline float widen(float value) { return value; }
 __device__ inline float exponential(float value) { return expf(value); }
 __device__ inline double exponential(double value) { return exp(value); }
 
-__device__ inline int64 ceil_div(int64 a, int64 b) { return (a + b - 1) / b; }
+__device__ inline Offset ceil_div(Offset a, Offset b) { return (a + b - 1) / b; }
 
 struct alignas(VECTOR * sizeof(Element)) Pack {
   Element element[VECTOR];
@@ -89,11 +100,14 @@ __device__ inline void store(const Accumulator* from, Element* to) {
 }
 
 struct Shape {
-  int64 B, C, T, H, W, dilation;
+  int64 B, T;
+  Offset C, H, W, dilation;
 };
 
+// Strides of a tensor, in elements. b, c, t step between frames or planes; h, w within one.
 struct Strides {
-  int64 b, c, t, h, w;
+  int64 b, c, t;
+  Offset h, w;
 };
 
 // Maps (B, rows, T, H, W) with strides of their own; their second stride steps over window offsets.
@@ -101,15 +115,16 @@ template <class Value>
 struct Maps {
   Value* data;
   Strides stride;
-  __device__ Value& at(int64 b, int64 k, int64 t, int64 h, int64 w) const {
-    return data[b * stride.b + k * stride.c + t * stride.t + h * stride.h + w * stride.w];
+  __device__ Value& at(int64 b, int k, int64 t, Offset h, Offset w) const {
+    return data[b * stride.b + k * stride.c + t * stride.t + (h * stride.h + w * stride.w)];
   }
 };
 
 // A run of pixels (h + p * step_h, w + p * step_w), p = 0, 1, ..., in frame t of clip b. Runs step by the dilation, so
 // that the windows of neighbours in a run overlap whatever the dilation is. Pixels may lie outside the frame.
 struct Run {
-  int64 b, t, h, w, step_h, step_w;
+  int64 b, t;
+  Offset h, w, step_h, step_w;
   __device__ bool inside(const Shape& shape, int p) const {
     return h + p * step_h < shape.H && w + p * step_w < shape.W;
   }

@@ -10,10 +10,10 @@
 #define SHAPE_PARAMETERS int64 B, int64 C, int64 T, int64 H, int64 W, int64 dilation, int64 wide
 #define STRIDE_PARAMETERS(name) int64 name##b, int64 name##c, int64 name##t, int64 name##h, int64 name##w
 #define SHAPE \
-  Shape { B, C, T, H, W, dilation }
+  Shape { B, T, (Offset)C, (Offset)H, (Offset)W, (Offset)dilation }
 #define STRIDES(name) \
-  Strides { name##b, name##c, name##t, name##h, name##w }
-#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS)
+  Strides { name##b, name##c, name##t, (Offset)name##h, (Offset)name##w }
+#define KERNEL extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS)
 
 // Loops over (clip, frame, tile); `run` is this thread's share.
 #define FOR_EACH_RUN(count)                                                                        \
@@ -50,7 +50,7 @@ KERNEL correlate(
 // Window k of the pixel at offset k, seen from that pixel, is window K*K - 1 - k.
 template <class Value>
 __device__ inline Accumulator mirrored(
-    const Maps<Value>& maps, const Shape& shape, int64 b, int first, int k, int64 t, int64 h, int64 w) {
+    const Maps<Value>& maps, const Shape& shape, int64 b, int first, int k, int64 t, Offset h, Offset w) {
   h += (k / KERNEL_SIZE - HALF_WINDOW) * shape.dilation;
   w += (k % KERNEL_SIZE - HALF_WINDOW) * shape.dilation;
   if (h < 0 || h >= shape.H || w < 0 || w >= shape.W) return 0;
@@ -61,7 +61,7 @@ struct AggregationWeights {
   Maps<const Element> attention;
   Shape shape;
   int64 b, t, adjoint;
-  __device__ Accumulator operator()(int, int k, int64 h, int64 w) const {
+  __device__ Accumulator operator()(int, int k, Offset h, Offset w) const {
     if (adjoint) return mirrored(attention, shape, b, 0, k, t, h, w);
     return widen(attention.at(b, k, t, h, w));
   }
@@ -90,15 +90,15 @@ struct CorrelationWeights {
   int first;
   Shape shape;
   int64 b, t;
-  __device__ Accumulator as_key(int k, int64 h, int64 w) const {
+  __device__ Accumulator as_key(int k, Offset h, Offset w) const {
     Accumulator weight = mirrored(gradient, shape, b, first, k, t, h, w);
     if (t == 0) weight += widen(gradient.at(b, first + k, 0, h, w));
     return weight / shape.C;
   }
-  __device__ Accumulator as_query(int k, int64 h, int64 w) const {
+  __device__ Accumulator as_query(int k, Offset h, Offset w) const {
     return t + 1 < shape.T ? widen(gradient.at(b, first + k, t + 1, h, w)) / shape.C : Accumulator(0);
   }
-  __device__ Accumulator operator()(int source, int k, int64 h, int64 w) const {
+  __device__ Accumulator operator()(int source, int k, Offset h, Offset w) const {
     return source == 0 ? as_key(k, h, w) : as_query(k, h, w);
   }
 };
@@ -173,7 +173,7 @@ KERNEL enrich_backward_maps(
       reduce(sum);
     }
     const int p = owned_pixel();
-    const int64 h = run.h + p * run.step_h, w = run.w + p * run.step_w;
+    const Offset h = run.h + p * run.step_h, w = run.w + p * run.step_w;
     if (!owns() || !run.inside(shape, p)) continue;
 #pragma unroll
     for (int k = 0; k < WINDOW; ++k) attention[k] = widen(correlations.at(run.b, k, t, h, w));
@@ -195,7 +195,7 @@ KERNEL enrich_backward_maps(
 
 struct EnrichmentWeights {
   CorrelationWeights<const Accumulator> correlation;
-  __device__ Accumulator operator()(int source, int k, int64 h, int64 w) const {
+  __device__ Accumulator operator()(int source, int k, Offset h, Offset w) const {
     if (source < 2) return correlation(source, k, h, w);
     const CorrelationWeights<const Accumulator>& c = correlation;
     return c.t > 0 ? mirrored(c.gradient, c.shape, c.b, 0, k, c.t, h, w) : Accumulator(0);

@@ -1,28 +1,28 @@
 // The two primitives where neighbouring pixels are adjacent in memory (right for any strides): 32 threads of a warp
 // take 32 neighbouring columns, each a run of pixels down its column; SLICES warps share the channels of those runs and
 // meet in shared memory.
-#pragma once
 
 #define COLUMNS 32
 #define SLICE (threadIdx.x / COLUMNS)
 #define COLUMN (threadIdx.x % COLUMNS)
 
 template <int COUNT>
-__device__ inline int64 runs_of(const Shape& shape) {
+__device__ inline Offset runs_of(const Shape& shape) {
   return shape.dilation * ceil_div(ceil_div(shape.H, shape.dilation), COUNT) * shape.W;
 }
 
 template <int COUNT>
-__device__ inline int64 count_tiles(const Shape& shape, int64) {
+__device__ inline Offset count_tiles(const Shape& shape, Offset) {
   return ceil_div(runs_of<COUNT>(shape), COLUMNS);
 }
 
 // Runs are numbered along the rows, so that a narrow frame fills a warp too. COUNT is the number of pixels of a run.
 template <int COUNT>
-__device__ inline Run locate(const Shape& shape, int64 wide, int64 work) {
-  const int64 tiles = count_tiles<COUNT>(shape, wide);
-  const int64 frame = work / tiles, index = work % tiles * COLUMNS + COLUMN;
-  const int64 row = index / shape.W;
+__device__ inline Run locate(const Shape& shape, Offset wide, int64 work) {
+  const Offset tiles = count_tiles<COUNT>(shape, wide);
+  const int64 frame = work / tiles;
+  const Offset index = work % tiles * COLUMNS + COLUMN;
+  const Offset row = index / shape.W;
   Run run;
   run.b = frame / shape.T;
   run.t = frame % shape.T;
@@ -34,7 +34,7 @@ __device__ inline Run locate(const Shape& shape, int64 wide, int64 work) {
 }
 
 __device__ inline Accumulator value_at(
-    const Element* from, const Shape& shape, const Strides& stride, int64 h, int64 w) {
+    const Element* from, const Shape& shape, const Strides& stride, Offset h, Offset w) {
   if (h < 0 || h >= shape.H || w < 0 || w >= shape.W) return 0;
   return widen(from[h * stride.h + w * stride.w]);
 }
@@ -47,7 +47,7 @@ __device__ inline void dot(
   for (int p = 0; p < PIXELS; ++p)
 #pragma unroll
     for (int k = 0; k < WINDOW; ++k) sum[p][k] = 0;
-  for (int64 c = SLICE; c < shape.C; c += SLICES) {
+  for (Offset c = SLICE; c < shape.C; c += SLICES) {
     Accumulator q[PIXELS];
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p)
@@ -137,7 +137,7 @@ template <int SOURCES, int COUNT>
 __device__ inline void gather(
     const Element* base, const Element* const (&source)[SOURCES], const Weights<SOURCES, COUNT>& weights,
     const Shape& shape, const Strides& stride, const Run& run, Element* out) {
-  for (int64 c = SLICE; c < shape.C; c += SLICES) {
+  for (Offset c = SLICE; c < shape.C; c += SLICES) {
     Accumulator sum[COUNT];
 #pragma unroll
     for (int p = 0; p < COUNT; ++p)
@@ -160,18 +160,18 @@ __device__ inline void gather(
 #pragma unroll
     for (int p = 0; p < COUNT; ++p)
       if (run.inside(shape, p))
-        out[c * stride.c + (run.h + p * run.step_h) * stride.h + run.w * stride.w] = narrow(sum[p]);
+        (out + c * stride.c)[(run.h + p * run.step_h) * stride.h + run.w * stride.w] = narrow(sum[p]);
   }
 }
 
 // Copies the run's pixels, all channels.
 __device__ inline void copy(
     const Element* from, const Shape& shape, const Strides& stride, const Run& run, Element* to) {
-  for (int64 c = SLICE; c < shape.C; c += SLICES)
+  for (Offset c = SLICE; c < shape.C; c += SLICES)
 #pragma unroll
     for (int p = 0; p < PIXELS; ++p)
       if (run.inside(shape, p)) {
-        const int64 at = c * stride.c + (run.h + p * run.step_h) * stride.h + run.w * stride.w;
+        const int64 at = c * stride.c + ((run.h + p * run.step_h) * stride.h + run.w * stride.w);
         to[at] = from[at];
       }
 }

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, no_kernel_yet, register
-from dtf.ops.frame_wise_aggregation import reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
+from dtf.ops.frame_wise_aggregation import cupy_backend, reference, torch_backend
 
-# A fused CUDA kernel plugs in here: a module cupy_backend.py beside this file, and
-# Backend("cupy", cupy_backend.frame_wise_aggregation, devices=("cuda",), missing=cupy_missing) in place of
-# the slot.
 _OPERATOR = register(
     "frame_wise_aggregation",
-    no_kernel_yet("frame_wise_aggregation"),
+    cupy_kernels(cupy_backend.frame_wise_aggregation),
     Backend("torch", torch_backend.frame_wise_aggregation),
     Backend("reference", reference.frame_wise_aggregation, double_backward=True),
 )

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, no_kernel_yet, register
-from dtf.ops.temporal_aggregation import reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
+from dtf.ops.temporal_aggregation import cupy_backend, reference, torch_backend
 
-# A CUDA kernel plugs in here: a module cupy_backend.py beside this file, and
-# Backend("cupy", cupy_backend.temporal_aggregation, devices=("cuda",), missing=cupy_missing) in place of the
-# slot.
 _OPERATOR = register(
     "temporal_aggregation",
-    no_kernel_yet("temporal_aggregation"),
+    cupy_kernels(cupy_backend.temporal_aggregation),
     Backend("torch", torch_backend.temporal_aggregation),
     Backend("reference", reference.temporal_aggregation, double_backward=True),
 )

@@ -5,15 +5,12 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, no_kernel_yet, register
-from dtf.ops.temporal_correlation import reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
+from dtf.ops.temporal_correlation import cupy_backend, reference, torch_backend
 
-# A CUDA kernel plugs in here: a module cupy_backend.py beside this file, and
-# Backend("cupy", cupy_backend.temporal_correlation, devices=("cuda",), missing=cupy_missing) in place of the
-# slot.
 _OPERATOR = register(
     "temporal_correlation",
-    no_kernel_yet("temporal_correlation"),
+    cupy_kernels(cupy_backend.temporal_correlation),
     Backend("torch", torch_backend.temporal_correlation),
     Backend("reference", reference.temporal_correlation, double_backward=True),
 )

@@ -1,0 +1,193 @@
+"""Which variant of the kernels a tensor takes, and the text of that variant. Pure functions.
+
+Letters: B clips, C channels, T frames, H x W pixels, K window side.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from importlib.resources import files
+
+import torch
+
+WARP = 32
+VECTOR_BYTES = 16  # the widest access of a thread
+STATIC_SHARED_BYTES = 48 * 1024  # what a block gets on every device without asking
+GATHER_SOURCES = 3  # windows of weights in the largest gather, `enrich_backward`
+NARROW_OFFSETS = (
+    2**30
+)  # elements of a frame up to which 32-bit offsets are safe, rounding to whole tiles included
+
+DEFINES = {
+    torch.float64: "DTYPE_FLOAT64",
+    torch.float32: "DTYPE_FLOAT32",
+    torch.float16: "DTYPE_FLOAT16",
+    torch.bfloat16: "DTYPE_BFLOAT16",
+}
+
+
+def _ceil_div(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def accumulator(dtype: torch.dtype) -> torch.dtype:
+    """Returns the dtype that sums run in: float64 for float64, float32 for the rest."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What is fixed when the kernels are compiled. Sizes, strides and the dilation are arguments.
+
+    Attributes:
+        dtype: Element type of every clip and map.
+        kernel_size: Window side K.
+        channels_last: Channels adjacent in memory; otherwise made for adjacent pixels, right for any strides.
+        vector: Channels moved by one access; 1 unless channels last and aligned to 16 bytes.
+        lanes: Threads along the channels of a run (channels last), else 1.
+        wide_offsets: Offsets within one frame (channels last: with its channels) need 64 bits. Offsets
+            between frames, clips and planes always have them.
+    """
+
+    dtype: torch.dtype
+    kernel_size: int
+    channels_last: bool
+    vector: int
+    lanes: int
+    wide_offsets: bool = False
+
+    @property
+    def pixels(self) -> int:
+        """Pixels of a run: more of them load less per window; pixels * K * K sums fit in registers."""
+        return _pixels(self.kernel_size)
+
+    @property
+    def pixels_backward(self) -> int:
+        """Pixels of a run in the gradient's gather; planar, its three windows of weights are registers."""
+        return self.pixels if self.channels_last else max(1, self.pixels // 2)
+
+    @property
+    def slices(self) -> int:
+        """Warps that share the channels of a run (planar), limited by the shared memory where they meet."""
+        if self.channels_last:
+            return 1
+        window_bytes = self.pixels * self.kernel_size**2 * WARP * accumulator(self.dtype).itemsize
+        slices = 8
+        while slices > 1 and (slices + 1) * window_bytes > STATIC_SHARED_BYTES:
+            slices //= 2
+        return slices
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+        if not self.channels_last:
+            return WARP * self.slices
+        run_bytes = _run_bytes(self.dtype, self.kernel_size)
+        threads = 256
+        while threads > WARP and threads // self.lanes * run_bytes > STATIC_SHARED_BYTES:
+            threads //= 2
+        return threads
+
+    @property
+    def blocks(self) -> int:
+        """Blocks that one multiprocessor should hold at once, which caps the registers of a thread at 128."""
+        return 2 if self.kernel_size <= 3 and self.dtype != torch.float64 else 1
+
+    @property
+    def groups(self) -> int:
+        """Runs that a block computes side by side."""
+        return self.threads // self.lanes if self.channels_last else WARP
+
+    def tile(self, height: int, width: int, dilation: int, pixels: int) -> tuple[int, int]:
+        """Returns (runs side by side in a tile, tiles of a frame), as the kernels count them.
+
+        A channels-last tile is ``groups // wide`` rows by ``wide`` runs; the shape with the fewest tiles
+        wins, then the squarer one, whose border is read less often. A planar tile is 32 runs in row-major
+        order.
+        """
+        if not self.channels_last:
+            return 1, _ceil_div(self._runs(height, dilation, pixels) * width, WARP)
+        runs = self._runs(width, dilation, pixels)
+        shapes = [wide for wide in (1, 2, 4, 8) if wide <= self.groups]
+
+        def cost(wide: int) -> tuple[int, int]:
+            return -(-runs // wide) * -(-height // (self.groups // wide)), abs(
+                wide * pixels - self.groups // wide
+            )
+
+        wide = min(shapes, key=cost)
+        return wide, cost(wide)[0]
+
+    @staticmethod
+    def _runs(size: int, dilation: int, pixels: int) -> int:
+        return dilation * _ceil_div(_ceil_div(size, dilation), pixels)
+
+
+def choose(clips: list[torch.Tensor], maps: list[torch.Tensor], kernel_size: int) -> Variant:
+    """Returns the variant that a launch takes.
+
+    Args:
+        clips: Every clip (B, C, T, H, W) of the launch, of one dtype and equal strides.
+        maps: Every tensor of maps (B, rows, T, H, W), any strides.
+        kernel_size: Window side K.
+    """
+    x = clips[0]
+    channels = x.shape[1]
+    # A single channel is adjacent to itself in any layout; pixels are then the better axis.
+    channels_last = x.stride(1) == 1 and channels > 1
+    frame = (1, 3, 4) if channels_last else (3, 4)
+    wide = max(_span(x, frame), *(_span(m, (3, 4)) for m in maps)) > NARROW_OFFSETS
+    if not channels_last:
+        return Variant(x.dtype, kernel_size, channels_last, vector=1, lanes=1, wide_offsets=wide)
+    vector = VECTOR_BYTES // x.dtype.itemsize
+    steps = [channels, *(x.stride(d) for d in (0, 2, 3, 4) if x.shape[d] > 1)]
+    aligned = all(clip.data_ptr() % VECTOR_BYTES == 0 for clip in clips)
+    if not aligned or any(step % vector for step in steps):
+        return Variant(x.dtype, kernel_size, channels_last, vector=1, lanes=WARP, wide_offsets=wide)
+    lanes = 8
+    while lanes < WARP and (
+        lanes * vector < channels or WARP // lanes * _run_bytes(x.dtype, kernel_size) > STATIC_SHARED_BYTES
+    ):
+        lanes *= 2
+    return Variant(x.dtype, kernel_size, channels_last, vector, lanes, wide)
+
+
+def _span(x: torch.Tensor, dims: tuple[int, ...]) -> int:
+    return sum((x.shape[d] - 1) * x.stride(d) for d in dims) + 1
+
+
+def _pixels(kernel_size: int) -> int:
+    return {1: 4, 3: 4, 5: 2}.get(kernel_size, 1)
+
+
+def _run_bytes(dtype: torch.dtype, kernel_size: int) -> int:
+    # Weights of one run in shared memory (channels last).
+    return GATHER_SOURCES * _pixels(kernel_size) * kernel_size**2 * accumulator(dtype).itemsize
+
+
+@functools.cache
+def _text(name: str) -> str:
+    return files("dtf.ops.cuda").joinpath(name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def render(variant: Variant) -> str:
+    """Returns the CUDA C++ text of a variant, complete in itself (it includes nothing)."""
+    defines = {
+        DEFINES[variant.dtype]: 1,
+        "KERNEL_SIZE": variant.kernel_size,
+        "CHANNELS_LAST": int(variant.channels_last),
+        "VECTOR": variant.vector,
+        "LANES": variant.lanes,
+        "SLICES": variant.slices,
+        "PIXELS": variant.pixels,
+        "PIXELS_BACKWARD": variant.pixels_backward,
+        "THREADS": variant.threads,
+        "BLOCKS": variant.blocks,
+        "WIDE_OFFSETS": int(variant.wide_offsets),
+    }
+    layout = "channels_last.cuh" if variant.channels_last else "planar.cuh"
+    lines = [f"#define {name} {value}" for name, value in defines.items()]
+    texts = [_text(name) for name in ("common.cuh", layout, "kernels.cu")]
+    return "\n".join([*lines, *texts])
