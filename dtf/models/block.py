@@ -8,12 +8,42 @@ F = T//2 + 1 temporal frequencies, G filter groups.
 
 from __future__ import annotations
 
+import math
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import nn
 
 from dtf.ops import frame_wise_aggregation
 from dtf.ops.checks import check_window
 from dtf.ops.dispatch import BackendName
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def real_dft(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the orthonormal DFT of T real values as a real T x T matrix, and its inverse, in float64.
+
+    The *ends* are DC and, where T is even, Nyquist: their imaginary parts are zero and left out.
+
+    Returns:
+        analysis: (T, T); rows: real parts of all frequencies, imaginary parts of those between the ends.
+        synthesis: (T, T); columns: real parts of the ends, real parts and imaginary parts between them.
+    """
+    ends = [0, frames // 2] if frames % 2 == 0 else [0]
+    middle = list(range(1, (frames + 1) // 2))
+    time = torch.arange(frames, dtype=torch.float64)
+    angle = torch.arange(frames // 2 + 1)[:, None] * time * (2 * math.pi / frames)
+    real, imaginary = angle.cos() / math.sqrt(frames), -angle.sin() / math.sqrt(frames)
+    analysis = torch.cat((real, imaginary[middle]))
+    # A frequency between the ends stands for itself and its mirror image.
+    synthesis = torch.cat((real[ends], 2 * real[middle], 2 * imaginary[middle])).t().contiguous()
+    return analysis, synthesis
 
 
 class DTFBlock(nn.Module):
@@ -68,23 +98,38 @@ class DTFBlock(nn.Module):
         self.kernel_size = kernel_size
         self.filter_groups = filter_groups
         self.backend: BackendName = backend
-        # Input channel c * T + t; the R correlation maps follow the C features.
-        self.filter_weight = nn.Parameter(
-            torch.empty(num_filters // filter_groups, (dim + kernel_size**2) * num_frames)
-        )
+        # The 1x1 convolution as one matrix per frame; the R correlation maps follow the C features.
+        num_inputs = dim + kernel_size**2
+        self.filter_weight = nn.Parameter(torch.empty(num_frames, num_filters // filter_groups, num_inputs))
         self.mix_weight = nn.Parameter(torch.empty(dim, dim, 2))  # real and imaginary part of M
         self.norm = nn.BatchNorm1d(dim, affine=False)
         self.alpha = nn.Parameter(torch.empty(dim))
         self.bias = nn.Parameter(torch.empty(dim))
+        self.analysis: torch.Tensor
+        self.synthesis: torch.Tensor
+        self._make_transforms()
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draws fresh weights; the block becomes the identity."""
-        nn.init.kaiming_normal_(self.filter_weight, mode="fan_out", nonlinearity="relu")
+        # Kaiming normal, fan_out, of the 1x1 convolution.
+        nn.init.normal_(self.filter_weight, std=(2 / self.filter_weight.shape[1]) ** 0.5)
         nn.init.normal_(self.mix_weight, std=0.02)
         nn.init.zeros_(self.alpha)
         nn.init.zeros_(self.bias)
         self.norm.reset_running_stats()
+
+    def _make_transforms(self) -> None:
+        analysis, synthesis = real_dft(self.num_frames)
+        dtype = _wide(self.alpha.dtype)
+        self.register_buffer("analysis", analysis.to(self.alpha.device, dtype), persistent=False)
+        self.register_buffer("synthesis", synthesis.to(self.alpha.device, dtype), persistent=False)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        # .to(), .double(), .bfloat16() would carry rounded matrices along: make them again.
+        super()._apply(*args, **kwargs)
+        self._make_transforms()
+        return self
 
     def extra_repr(self) -> str:
         return (
@@ -99,25 +144,84 @@ class DTFBlock(nn.Module):
                 "number of frames is fixed when the block is built: it must be clip_length / temporal_stride"
             )
         enriched, correlation = frame_wise_aggregation(x, self.kernel_size, backend=self.backend)
+        # Spectra are taken, normalised and turned back in float32 whatever autocast says: every frequency is
+        # a difference of frames, and 16 bits would lose it beside their mean.
         with torch.autocast(x.device.type, enabled=False):
-            wide = x.dtype if x.dtype == torch.float64 else torch.float32
-            y = self._filter_fft(x.to(wide), enriched.to(wide), correlation.to(wide))
-        return y.to(x.dtype)
+            wide = _wide(x.dtype)
+            respond = self._respond_by_fft if self.backend == "reference" else self._respond
+            return (x + respond(enriched.to(wide), correlation.to(wide))).to(x.dtype)
 
-    def _filter_fft(self, x: torch.Tensor, enriched: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
-        batch, channels, frames, height, width = x.shape
+    def _respond(self, enriched: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
+        """What the block adds to its input, in real arithmetic on channels_last frames.
+
+        A spectrum is T real planes (B, T, P, C), see :func:`real_dft`: at its ends (DC, and Nyquist where T
+        is even) the imaginary part is zero before the filter and ignored by the inverse after it, so it is
+        only made where the batch statistics count it.
+        """
+        batch, channels, frames, height, width = enriched.shape
+        frequencies, ends, pixels = frames // 2 + 1, 2 - frames % 2, height * width
+        middle = frequencies - ends
+        e = enriched.permute(0, 2, 3, 4, 1).reshape(batch, frames, pixels, channels)
+        maps = correlation.permute(0, 2, 3, 4, 1).reshape(batch, frames, pixels, -1)
+
+        # The 1x1 convolution over all frames, as one product per frame and a sum: no permuted copy of the
+        # clip.
+        weight = self.filter_weight.transpose(1, 2)  # (T, C + R, O)
+        shared = (e @ weight[:, :channels] + maps @ weight[:, channels:]).sum(dim=1)  # (B, P, O)
+        spectrum = (self.analysis @ e.flatten(2)).view(batch, frames, pixels, channels)
+        real, imaginary = spectrum.split((frequencies, middle), dim=1)
+        at_ends = slice(0, 1) if ends == 1 else slice(None, None, frequencies - 1)
+        between = slice(1, 1 + middle)
+
+        mix_real, mix_imaginary = self.mix_weight.unbind(dim=2)
+        if self.filter_groups % 2 == 0:
+            # Each predicted value serves pairs (re, im), so the filter is g * (1 + i) with a real g: scale
+            # the spectrum by g and move 1 + i into the mix.
+            gain = self._spread(shared, (channels, frequencies)).permute(0, 3, 1, 2).contiguous()
+            real, imaginary = real * gain, imaginary * gain[:, between]
+            end, centre = real[:, at_ends], torch.cat((real[:, between], imaginary), dim=3)
+            mix_real, mix_imaginary = mix_real - mix_imaginary, mix_real + mix_imaginary
+        else:
+            gains = self._spread(shared, (channels, frequencies, 2)).permute(4, 0, 3, 1, 2)
+            re, im = gains.contiguous().unbind()
+            real_by_im, imaginary_by_im = real * im, imaginary * im[:, between]
+            real, imaginary = real * re, imaginary * re[:, between]
+            end = torch.cat((real[:, at_ends], real_by_im[:, at_ends]), dim=3)
+            centre = torch.cat(
+                (real[:, between] - imaginary_by_im, real_by_im[:, between] + imaginary), dim=3
+            )
+        to_real = torch.cat((mix_real, -mix_imaginary), dim=1).t()  # rows: re, im of the filtered spectrum
+        to_imaginary = torch.cat((mix_imaginary, mix_real), dim=1).t()
+        inputs = end.shape[3]
+        planes = [end @ to_real[:inputs], centre @ to_real, centre @ to_imaginary]
+        if self.norm.training or self.norm.running_mean is None:
+            planes.append(end @ to_imaginary[:inputs])
+        mixed = torch.cat(planes, dim=1)
+        normal = self.norm(mixed.view(-1, channels)).view_as(mixed)[:, :frames]
+        response = (self.synthesis @ normal.flatten(2)).view(batch, frames, height, width, channels)
+        return torch.addcmul(self.bias, response, self.alpha).permute(0, 4, 1, 2, 3)
+
+    def _spread(self, shared: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+        """(B, P, O) -> (B, P, *shape), each predicted value repeated in place."""
+        batch, pixels, outputs = shared.shape
+        repeats = math.prod(shape) // outputs
+        return shared.unsqueeze(3).expand(-1, -1, -1, repeats).reshape(batch, pixels, *shape)
+
+    def _respond_by_fft(self, enriched: torch.Tensor, correlation: torch.Tensor) -> torch.Tensor:
+        """The reference of :meth:`_respond`: the formulas of the paper, complex, by FFT."""
+        batch, channels, frames, height, width = enriched.shape
         frequencies = frames // 2 + 1
         spectrum = torch.fft.rfft(enriched, dim=2, norm="ortho")  # (B, C, F, H, W)
-        features = torch.cat([enriched, correlation], dim=1).flatten(1, 2)  # (B, (C+R)*T, H, W)
-        shared = torch.einsum("oi,bihw->bohw", self.filter_weight, features)
+        features = torch.cat([enriched, correlation], dim=1)  # (B, C + R, T, H, W)
+        shared = torch.einsum("toi,bithw->bohw", self.filter_weight, features)
         predicted = shared.repeat_interleave(self.filter_groups, dim=1)
         predicted = predicted.view(batch, channels, frequencies, 2, height, width)
-        modulated = spectrum * torch.complex(predicted[:, :, :, 0], predicted[:, :, :, 1])
-        mixed = torch.einsum("oc,bcfhw->bofhw", torch.view_as_complex(self.mix_weight), modulated)
+        filtered = spectrum * torch.complex(predicted[:, :, :, 0], predicted[:, :, :, 1])
+        mixed = torch.einsum("oc,bcfhw->bofhw", torch.view_as_complex(self.mix_weight), filtered)
         parts = torch.view_as_real(mixed)  # (B, C, F, H, W, 2)
         normal = torch.view_as_complex(self.norm(parts.flatten(2)).view_as(parts).contiguous())
         alpha, bias = self.alpha.view(-1, 1, 1, 1), self.bias.view(-1, 1, 1, 1)
-        return x + torch.fft.irfft(alpha * normal, n=frames, dim=2, norm="ortho") + bias
+        return torch.fft.irfft(alpha * normal, n=frames, dim=2, norm="ortho") + bias
 
 
 class FoldedDTFBlock(DTFBlock):

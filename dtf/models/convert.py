@@ -151,8 +151,10 @@ def _reshape(value: Tensor, wanted: Tensor) -> Tensor | None:
     """Returns ``value`` in the shape of ``wanted`` where that is a known change of shape, else ``None``."""
     if value.dim() == 5 and wanted.dim() == 4:
         value = value.flatten(1, 2)  # convolution kernel (O, I, s, k, k)
-    elif value.dim() == 4 and wanted.dim() == 2 and value.shape[2:] == (1, 1):
-        value = value.flatten(1)  # 1x1 convolution of the filter predictor
+    elif value.dim() == 4 and wanted.dim() == 3 and value.shape[2:] == (1, 1):
+        # 1x1 convolution of the filter predictor, input channel c*T + t
+        if value.shape[1] == wanted.shape[0] * wanted.shape[2]:
+            value = value.flatten(1).unflatten(1, (-1, wanted.shape[0])).permute(2, 0, 1)
     elif value.dim() == 5 and wanted.dim() == 1 and value.numel() == value.shape[1]:
         value = value.flatten()  # (1, C, 1, 1, 1)
     return value if value.shape == wanted.shape else None

@@ -73,7 +73,7 @@ class VideoResNet(VideoNetwork):
         return self.backbone.fc(F.dropout(features, self.dropout, self.training))
 
 
-_BLOCKS = {
+_BLOCKS: dict[tuple[str, bool], Any] = {
     ("basic", True): DTFBasicBlock,
     ("basic", False): BasicBlock,
     ("bottleneck", True): DTFBottleneck,

@@ -1,4 +1,4 @@
-"""Weights in one safetensors file that says what it holds: network, arguments and whatever the user needs to apply it.
+"""Weights in one safetensors file that says what it holds: network, arguments, and how to apply it.
 
 Nothing in such a file is executed on loading, and a network is rebuilt from the file alone.
 """
