@@ -137,7 +137,7 @@ def choose(clips: list[torch.Tensor], maps: list[torch.Tensor], kernel_size: int
     # A single channel is adjacent to itself in any layout; pixels are then the better axis.
     channels_last = x.stride(1) == 1 and channels > 1
     frame = (1, 3, 4) if channels_last else (3, 4)
-    wide = max(_span(x, frame), *(_span(m, (3, 4)) for m in maps)) > NARROW_OFFSETS
+    wide = max([_span(x, frame), *(_span(m, (3, 4)) for m in maps)]) > NARROW_OFFSETS
     if not channels_last:
         return Variant(x.dtype, kernel_size, channels_last, vector=1, lanes=1, wide_offsets=wide)
     vector = VECTOR_BYTES // x.dtype.itemsize
