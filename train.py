@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtf.lit import resume
-from dtf.lit.command import command, is_first_process, run_folder
+from dtf.lit.command import command, is_first_process, plain, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -30,7 +30,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.models import save_weights
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
-    config = build.plain(cfg)
+    config = plain(cfg)
     build.check_top_level(cfg, build.TRAIN_SETTINGS)
     done = resume.finished(folder, config)
     if done is not None:
@@ -47,8 +47,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     last = folder / "checkpoints" / "last.ckpt"
     if last.is_file():
         checkpoint = load_checkpoint(last, weights=False)
-        resume.check_same_network(checkpoint.model, description["model"], last)
-        for change in resume.changes(checkpoint.config, config):
+        for change in resume.check_same_run(checkpoint, description):
             log.warning("goes on with a changed setting: %s", change)
         log.info("going on after epoch %d of %s", checkpoint.epoch, last)
 
@@ -78,19 +77,13 @@ def main(cfg: DictConfig) -> dict[str, float]:
     evaluate(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
     metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
-        evaluation = model.evaluations[test_stage]
-        paths = [data.video_path(test_stage, i) for i in evaluation.video_index.tolist()]
-        found = report.results(evaluation, data.class_names, paths)
-        report.write_scores(folder / "scores.csv", evaluation, data.class_names, paths)
-        report.draw_confusion(
-            folder / "confusion.png", evaluation.confusion, data.class_names, f"{network.name} on {data.name}"
-        )
         weights = folder / "model.safetensors"
         save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})
-        # Written last: it marks the run as finished.
-        report.write_json(folder / resume.RESULTS, found | {"split": test_stage, "config": config})
+        title = f"{network.name} on {data.name}"
+        evaluation = model.evaluations[test_stage]
+        found = report.write_all(folder, evaluation, data, test_stage, title, {"config": config})
         report.print_results(
-            f"{network.name} on {data.name}, {test_stage} split, best checkpoint",
+            f"{title}, {test_stage} split, best checkpoint",
             found,
             [
                 ("checkpoint", report.shown(best)),

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.command import RunError, nearest
-from dtf.lit.optim import OptimConfig, parameter_groups
-from dtf.models import create_model
+from dtf.lit.checkpoint import AtomicCheckpointIO, Checkpoint
+from dtf.lit.command import RunError, nearest, plain
+from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
+from dtf.models import VideoNetwork, create_model
 
-
-TRAIN_SETTINGS = frozenset(
-    "model data optim trainer logger callbacks output seed label_smoothing max_bad_fraction compile".split()
+# What train.py and eval.py read of a config's top level.
+TRAIN_SETTINGS = (
+    *("model", "data", "optim", "trainer", "logger", "callbacks"),
+    *("output", "seed", "label_smoothing", "max_bad_fraction", "compile"),
 )
-EVAL_SETTINGS = frozenset("checkpoint data views trainer callbacks output max_bad_fraction".split())
+EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output", "max_bad_fraction")
 
 
-def plain(cfg: Any) -> Any:
-    """A config node as dicts, lists, numbers and strings, all references resolved."""
-    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
-
-
-def check_top_level(cfg: DictConfig, allowed: frozenset[str]) -> None:
+def check_top_level(cfg: DictConfig, allowed: Sequence[str]) -> None:
     """Refuse settings that were added with `+` and that nothing reads.
 
     Raises:
@@ -54,7 +51,7 @@ def build_data(cfg: DictConfig) -> VideoDataModule:
     return data
 
 
-def build_network(cfg: DictConfig, data: VideoDataModule) -> nn.Module:
+def build_network(cfg: DictConfig, data: VideoDataModule) -> VideoNetwork:
     """The network of `conf/model/` for this data set's classes and clip length.
 
     `depth` and `size` only make up the name; null means the network's own default.
@@ -67,10 +64,34 @@ def build_network(cfg: DictConfig, data: VideoDataModule) -> nn.Module:
     )
 
 
+def check_fits(checkpoint: Checkpoint, data: VideoDataModule) -> None:
+    """Refuse to evaluate a checkpoint on data that it was not made for.
+
+    Raises:
+        ValueError: other classes or another clip length; all faults at once.
+    """
+    faults = []
+    arguments = checkpoint.model["arguments"]
+    if data.clip_length != arguments["clip_length"]:
+        faults.append(
+            f"its network takes clips of {arguments['clip_length']} frames, "
+            f"data.clip_length={data.clip_length}: leave that setting out"
+        )
+    if list(data.class_names) != list(checkpoint.class_names):
+        ours, theirs = set(data.class_names), set(checkpoint.class_names)
+        differences = sorted(ours ^ theirs)[:5]
+        what = f"for instance {', '.join(differences)}" if differences else "in another order"
+        faults.append(
+            f"it knows {len(theirs)} classes, data={data.name} has {len(ours)}, and they differ ({what})"
+        )
+    if faults:
+        raise ValueError(f"{checkpoint.path} does not fit: {'; '.join(faults)}")
+
+
 def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     """The loggers of `conf/logger/`, one for each entry that is not null."""
     loggers = []
-    for name, node in (cfg or {}).items():
+    for name, node in ({} if cfg is None else cfg).items():
         if node is None:
             continue
         try:
@@ -79,7 +100,7 @@ def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             missing = error.__cause__
             if isinstance(missing, ModuleNotFoundError):
                 extra = {"wandb": "wandb", "tensorboard": "tensorboard"}.get(str(name), str(name))
-                raise RunError(f"logger={name} needs a package: pip install 'dtf[{extra}]'") from None
+                raise RunError(f"logger={name!s} needs a package: pip install 'dtf[{extra}]'") from None
             raise
     return loggers
 
@@ -105,6 +126,10 @@ def build_trainer(
     profiler = settings.pop("profiler", None)
     if isinstance(profiler, str):
         settings["profiler"] = _build_profiler(profiler, folder)
+    # Lightning's announcements (devices found, tips) are noise; its warnings stay, but for one about itself.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.
     return pl.Trainer(
         **settings,
@@ -130,26 +155,27 @@ def _build_profiler(name: str, folder: Path) -> Any:
 
 
 def print_start(
-    network: nn.Module, data: VideoDataModule, optim: Mapping[str, Any], trainer: pl.Trainer, folder: Path
+    network: VideoNetwork, data: VideoDataModule, optim: Mapping[str, Any], trainer: pl.Trainer, folder: Path
 ) -> None:
     """Say what is about to be trained, with the table of parameter groups."""
     console = Console(highlight=False)
     table = Table(title=f"{network.name} on {data.name}", title_justify="left")
-    for column in ("parameter group", "tensors", "parameters", "lr", "weight decay", "for example"):
-        table.add_column(column, justify="left" if column in ("parameter group", "for example") else "right")
+    table.add_column("parameters")
+    for column in ("tensors", "numbers", "lr", "weight decay"):
+        table.add_column(column, justify="right")
     for group in parameter_groups(network, OptimConfig.from_mapping(optim)):
         table.add_row(
-            group["name"],
+            GROUP_TITLES[group["name"]],
             str(len(group["params"])),
             f"{sum(p.numel() for p in group['params']):,}",
             f"{group['lr']:g}",
             f"{group['weight_decay']:g}",
-            ", ".join(group["param_names"][:2]),
         )
     console.print(table)
     device = f"{trainer.num_devices} x {trainer.strategy.root_device.type}"
     console.print(
         f"{data.num_classes} classes, clips of {data.clip_length} frames of {data.crop_px} px, "
-        f"batch {data.batch_size} on each of {device}, precision {trainer.precision}"
+        f"batch {data.batch_size} on each of {device}, precision {trainer.precision}",
+        soft_wrap=True,
     )
     console.print(f"output: {os.path.relpath(folder)}", soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich.console import Console
 
 from dtf.data.dataset import Batch
@@ -37,19 +37,39 @@ def checkpoints(monitor: str, mode: str) -> ModelCheckpoint:
     )
 
 
+class ProgressBar(RichProgressBar):
+    """Lightning's bar without the number of the logger's folder."""
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What the bar shows beside the count."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
+
+
+class LearningRate(Callback):
+    """Logs `train/lr` at each step (one schedule, so one number, whatever the parameter groups)."""
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log it."""
+        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+
 class Throughput(Callback):
     """Logs `train/clips_per_s` (over all processes) and `train/data_wait`, the share of time spent waiting.
 
-    Waiting is what the main process sees between two steps, so on a GPU that is still busy it is an upper bound.
-    Times are those of the training steps of an epoch: validation and start-up are left out.
+    Waiting is what the main process sees between two steps, so on a GPU that is still busy it is an upper
+    bound. The times are those of an epoch's training; validation is left out.
     """
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin an epoch."""
         self._waiting = self._working = 0.0
         self._clips = 0
-        self._ended: float | None = None
-        self._started = time.perf_counter()
+        self._ended: float | None = time.perf_counter()
+        self._started = self._ended
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -144,7 +164,7 @@ class EpochLine(Callback):
 
 
 class RepeatFirstBatch(Callback):
-    """Trains on the first batch again and again (`debug=overfit`): a sound network reaches a loss near zero."""
+    """Trains on the first batch again and again (`debug=overfit`): the loss of a sound network nears zero."""
 
     def __init__(self) -> None:
         self._first: dict[str, torch.Tensor] = {}

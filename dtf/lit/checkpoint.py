@@ -1,12 +1,12 @@
 """Checkpoints: written whole or not at all, holding plain data only, read without running any code in them.
 
-A checkpoint is Lightning's dictionary (weights under `state_dict` with the prefix "network.") plus the key `dtf`:
+A checkpoint is Lightning's dictionary (weights in `state_dict`, prefixed "network.") plus a key `dtf`:
 
     {"format": 1,
-     "model": {"name": ..., "arguments": {...}},     create_model(name, **arguments) rebuilds the network
+     "model": {"name": ..., "arguments": {...}},   create_model(name, **arguments) rebuilds the network
      "class_names": [...],
-     "data": {...},                                  the data config of the run, resolved: clip length, sampling, ...
-     "config": {...}}                                the whole config of the run, resolved
+     "data": {...},                                the run's data config, resolved: clip length, sampling, ...
+     "config": {...}}                              the run's whole config, resolved
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ from typing import Any
 
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
-from torch import nn
 
-from dtf.models import create_model
+from dtf.models import VideoNetwork, create_model
 
 FORMAT = 1
 PREFIX = "network."
@@ -80,7 +79,7 @@ class Checkpoint:
     config: dict[str, Any]
     epoch: int
 
-    def build_network(self) -> nn.Module:
+    def build_network(self) -> VideoNetwork:
         """The trained network, in evaluation mode.
 
         Raises:
@@ -99,7 +98,7 @@ class Checkpoint:
 
 
 def describe(
-    network: nn.Module, class_names: list[str], data: Mapping[str, Any], config: Mapping[str, Any]
+    network: VideoNetwork, class_names: list[str], data: Mapping[str, Any], config: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The `dtf` entry of a checkpoint, from a network with attributes `name` and `arguments`."""
     return {

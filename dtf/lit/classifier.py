@@ -26,8 +26,8 @@ from dtf.lit.scores import Evaluation, VideoScores
 class VideoClassifier(pl.LightningModule):
     """Trains and evaluates a network (B, 3, T, H, W) -> (B, C) on batches of `dtf.data.dataset.Batch`.
 
-    Training logs `train/loss`, `train/top1`, `train/top5`; validation and test log `val/...` and `test/...` over
-    videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`.
+    Training logs `train/loss`, `train/top1`, `train/top5`; validation and test log `val/...` and `test/...`
+    over videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`.
 
     Args:
         network: plain module; its parameters appear in checkpoints as `network.*`.
@@ -95,8 +95,8 @@ class VideoClassifier(pl.LightningModule):
         loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
         if not math.isfinite(loss.item()):
             raise RunError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; the videos were: "
-                f"{', '.join(self._video_paths('train', batch['video_index'].tolist()))}. "
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
+                f"the videos were: {', '.join(self._video_paths('train', batch['video_index'].tolist()))}. "
                 "Try a lower optim.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true; "
                 "the last checkpoint is whole"
             )
@@ -124,8 +124,8 @@ class VideoClassifier(pl.LightningModule):
     def _num_steps(self) -> tuple[int, int]:
         """Optimiser steps of the run and of an epoch.
 
-        Not `trainer.estimated_stepping_batches`: that one starts the loader's workers before a resumed run has
-        restored the loader's place, so that the first epoch after resuming would read the wrong videos.
+        Not `trainer.estimated_stepping_batches`: that one starts the loader's workers before a resumed run
+        has restored the loader's place, so that the first epoch after resuming would read the wrong videos.
         """
         trainer = self.trainer
         datamodule = getattr(trainer, "datamodule")  # noqa: B009 - Lightning sets it without declaring it

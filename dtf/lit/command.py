@@ -2,7 +2,7 @@
 
 `command("train")` turns a function of a config into a Hydra program. Beyond `hydra.main` it
 * answers a wrong setting with one line that names the nearest right one,
-* shows a user's mistake as `error: ...` with exit code 1, without a stack trace (`HYDRA_FULL_ERROR=1` shows it),
+* shows a user's mistake as `error: ...` with exit code 1, without a trace (HYDRA_FULL_ERROR=1 shows it),
 * decides the output folder once for all processes of a run.
 """
 
@@ -15,6 +15,7 @@ import os
 import re
 import sys
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,11 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
         return main
 
     return decorate
+
+
+def plain(cfg: Any) -> Any:
+    """A config node as dicts, lists, numbers and strings, all references resolved."""
+    return OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
 
 
 def run_folder() -> Path:
@@ -234,10 +240,8 @@ def _register_resolvers() -> None:
 
 
 def _run_name(overrides: Sequence[str] | None = None) -> str:
-    """A folder name from a run's overrides: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
-    import zlib
-
-    kept = [o for o in overrides or [] if not o.startswith(("output=", "hydra"))]
+    """A folder name from a sweep's changing overrides: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
+    kept = [o for o in overrides or [] if o not in sys.argv[1:] and not o.startswith("hydra")]
     text = "__".join(re.sub(r"[^A-Za-z0-9_.]+", "-", o).strip("-.") for o in kept) or "default"
     if len(text) <= 120:
         return text

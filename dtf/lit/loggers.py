@@ -12,7 +12,7 @@ from dtf.lit.command import RunError, run_folder
 
 
 def csv_logger() -> Logger:
-    """Curves as OUTPUT/csv/version_0/metrics.csv; a resumed run starts the next version, nothing is deleted."""
+    """Curves as OUTPUT/csv/version_0/metrics.csv. A resumed run starts another version; none is deleted."""
     return CSVLogger(run_folder(), name="csv", flush_logs_every_n_steps=20)
 
 
@@ -34,7 +34,8 @@ def wandb_logger(
 
     Args:
         project, name, group, tags: as in `wandb.init`.
-        offline: keep everything in the folder; needs no account and no network. `WANDB_MODE=offline` does the same.
+        offline: keep everything in the folder; needs no account and no network. `WANDB_MODE=offline` does the
+            same.
 
     Raises:
         RunError: there is no account on this machine and it is not offline.

@@ -1,7 +1,7 @@
 """Optimiser recipes: SGD and AdamW, linear warm-up and cosine per step, weight decay where it belongs.
 
-No decay on vectors (norms, biases, the DTF block's alpha) and position tables, as Video-Swin, MViT and TAdaConv
-do; the SIFA / DTF pipeline decays everything (`decay_all`).
+No decay on vectors (norms, biases, the DTF block's alpha) and position tables, as Video-Swin, MViT and
+TAdaConv do; the SIFA / DTF pipeline decays everything (`decay_all`).
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ Recipe = Literal["sgd", "adamw"]
 
 POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embedding", "absolute_pos_embed")
 """Names (last component) of parameters that hold positions: never decayed, although they are matrices."""
+
+GROUP_TITLES = {"decay": "kernels, matrices", "no_decay": "norms, biases, alpha, position tables"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class OptimConfig:
         missing = [key for key in ("name", "lr") if key not in values]
         if missing:
             raise ValueError(f"optim needs {' and '.join(missing)}")
-        return cls(**{str(k): tuple(v) if k == "betas" else v for k, v in values.items()})
+        settings: dict[str, Any] = {str(k): tuple(v) if k == "betas" else v for k, v in values.items()}
+        return cls(**settings)
 
 
 class ParameterGroup(TypedDict):

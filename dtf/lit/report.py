@@ -1,11 +1,11 @@
-"""What a run leaves behind: results.json, scores as CSV, a confusion-matrix picture, a table on the screen."""
+"""What a run leaves behind: results.json, scores as CSV, a picture of the confusions, a table."""
 
 from __future__ import annotations
 
 import csv
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from dtf.data.datamodule import VideoDataModule
 from dtf.lit.scores import Evaluation
 
+RESULTS = "results.json"
 CLASSES_IN_TABLE = 20
 CLASSES_WITH_NUMBERS = 40
 
@@ -49,6 +51,36 @@ def results(evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[
             for a, b, n in confused_pairs(evaluation.confusion)
         ],
     }
+
+
+def write_all(
+    folder: Path,
+    evaluation: Evaluation,
+    data: VideoDataModule,
+    stage: str,
+    title: str,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write results.json, scores.csv and confusion.png.
+
+    Args:
+        folder: where to.
+        evaluation: what was found.
+        data: names the classes and videos.
+        stage: "val" or "test".
+        title: of the picture.
+        about: plain data that goes into results.json beside the figures.
+
+    Returns:
+        The figures, from `results`.
+    """
+    paths = [data.video_path(stage, i) for i in evaluation.video_index.tolist()]
+    found = results(evaluation, data.class_names, paths)
+    write_scores(folder / "scores.csv", evaluation, data.class_names, paths)
+    draw_confusion(folder / "confusion.png", evaluation.confusion, data.class_names, title)
+    # Written last: it marks a run as finished.
+    write_json(folder / RESULTS, found | {"split": stage} | dict(about))
+    return found
 
 
 def confused_pairs(confusion: np.ndarray, limit: int = 10) -> list[tuple[int, int, int]]:
@@ -94,7 +126,8 @@ def write_scores(
 def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str], title: str) -> None:
     """Draw a (C, C) matrix of counts, rows normalised to shares of the class.
 
-    Few classes get their numbers written in; many get a large picture whose colours bring out rare confusions.
+    Few classes get their numbers written in; many get a large picture whose colours bring out rare
+    confusions.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import PowerNorm
@@ -111,7 +144,7 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     figure = Figure(figsize=(side + 1.5, side), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    # A rare confusion (2 % of a class) must show among hundreds of classes: spread the low end of the colours.
+    # A rare confusion (2 % of a class) must show among hundreds of classes: spread the low colours.
     image = axes.imshow(share, cmap="Blues" if few else "magma", norm=PowerNorm(1.0 if few else 0.4, 0, 1))
     axes.set_xticks(range(num_classes), names, rotation=90, fontsize=font)
     axes.set_yticks(range(num_classes), names, fontsize=font)

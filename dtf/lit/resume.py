@@ -1,24 +1,28 @@
 """Going on with a run that was cut off.
 
-A run's folder is its identity. Training into a folder that holds checkpoints/last.ckpt goes on from there; into one
-that is finished, it does nothing. `resume=DIR` on the command line stands for the overrides that DIR was started
-with and `output=DIR`, so that nothing has to be typed again.
+A run's folder is its identity. Training into a folder that holds checkpoints/last.ckpt goes on from there;
+into one that is finished, it does nothing. `resume=DIR` on the command line stands for the overrides that DIR
+was started with and `output=DIR`, so that nothing has to be typed again.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
 from dtf.lit.command import RunError
 
-RESULTS = "results.json"
-# Where a run happens, not what it computes: these may change between its parts.
+if TYPE_CHECKING:
+    from dtf.lit.checkpoint import Checkpoint
+
+# Where a run happens and what it shows, not what it computes.
 _FREE = ("output", "logger", "callbacks", "data.root", "data.num_workers", "trainer.profiler", "compile")
+# May change between the parts of a run, with a warning: more epochs, another machine, other views of the test.
+_CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "max_bad_fraction")
 
 
 def expand(arguments: list[str]) -> list[str]:
@@ -48,43 +52,49 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, "absent") != after.get(key, "absent")
-        and not any(key == free or key.startswith(free + ".") for free in _FREE)
+        if before.get(key, "absent") != after.get(key, "absent") and not _is_below(key, _FREE)
     ]
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The results of a run that is complete with these very settings, else None."""
-    path = folder / RESULTS
+    path = folder / "results.json"
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
     return None if changes(found["config"], config) else found
 
 
-def check_same_network(old: Mapping[str, Any], new: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with another network.
+def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> list[str]:
+    """Refuse to go on with another network, other data or another recipe.
 
     Args:
-        old, new: {"name": ..., "arguments": {...}}.
-        path: the checkpoint.
+        checkpoint: where the run was left.
+        description: of the run that wants to go on, `dtf.lit.checkpoint.describe`.
+
+    Returns:
+        Settings that changed and may, as lines.
 
     Raises:
         RunError: names what differs.
     """
-    differences = [] if old["name"] == new["name"] else [f"name {old['name']} -> {new['name']}"]
-    if not differences:
-        before, after = _flat(old["arguments"]), _flat(new["arguments"])
-        differences = [
-            f"{k} {before.get(k)} -> {after.get(k)}"
-            for k in sorted(before.keys() | after.keys())
-            if before.get(k) != after.get(k)
-        ]
-    if differences:
+    old, new = checkpoint.model, description["model"]
+    if old["name"] != new["name"]:
+        different = [f"model.name: {old['name']} -> {new['name']}"]
+    else:
+        different = [f"model.{change}" for change in changes(old["arguments"], new["arguments"])]
+    changed = changes(checkpoint.config, description["config"])
+    different += [c for c in changed if not _is_below(c.split(":")[0], _CHANGEABLE) and c not in different]
+    if different:
         raise RunError(
-            f"{path} holds another network ({', '.join(differences)}): "
+            f"{checkpoint.path} belongs to a run with other settings ({', '.join(different[:8])}): "
             "start in a new folder (output=DIR) or go on with the settings of that run (resume=DIR)"
         )
+    return [c for c in changed if _is_below(c.split(":")[0], _CHANGEABLE)]
+
+
+def _is_below(key: str, prefixes: Sequence[str]) -> bool:
+    return any(key == prefix or key.startswith(prefix + ".") for prefix in prefixes)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Evaluation:
 
     @cached_property
     def ranking(self) -> np.ndarray:
-        """(V, min(5, C)) int64: classes by falling score (the lower number first on a tie); -1 where broken."""
+        """(V, min(5, C)) int64: best classes first, the lower number on a tie; -1 where broken."""
         order = np.argsort(-self.scores, axis=1, kind="stable")[:, :5]
         return np.where(self.sound[:, None], order, -1)
 
@@ -75,7 +75,7 @@ class Evaluation:
 
     @property
     def confusion(self) -> np.ndarray:
-        """(C, C) int64: videos of class (row) that were taken for class (column); broken ones are left out."""
+        """(C, C) int64: videos of class (row) that were taken for class (column), without broken ones."""
         num_classes = self.scores.shape[1]
         matrix = np.zeros((num_classes, num_classes), dtype=np.int64)
         np.add.at(matrix, (self.label[self.sound], self.prediction[self.sound]), 1)
@@ -100,8 +100,8 @@ class Evaluation:
         reasons = list(self.errors.values())
         shown = "; ".join(reasons[:10]) + (f"; and {bad - 10} more" if bad > 10 else "")
         raise RunError(
-            f"{stage}: {bad} of {total} videos are broken, more than max_bad_fraction={max_bad_fraction:g} allows: "
-            f"{shown}. Repair them, take them off the list, or raise data.max_bad_fraction"
+            f"{stage}: {bad} of {total} videos are broken, more than max_bad_fraction={max_bad_fraction:g} "
+            f"allows: {shown}. Repair them, take them off the list, or raise max_bad_fraction"
         )
 
 
@@ -134,7 +134,7 @@ class VideoScores:
             error: B texts, "" for a clip that was decoded.
         """
         video, view = video_index.cpu().numpy(), view_index.cpu().numpy()
-        assert (view >= 0).all() and (view < 1 << _VIEW_BITS).all()
+        assert ((view >= 0) & (view < 1 << _VIEW_BITS)).all()
         self._keys.append((video.astype(np.int64) << _VIEW_BITS) | view)
         self._labels.append(label.cpu().numpy())
         self._scores.append(probabilities.float().cpu().numpy())
