@@ -9,6 +9,7 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
@@ -44,10 +45,11 @@ class VideoError(ValueError):
 
     Args:
         path: the file (bytes that are not UTF-8 are shown escaped).
-        reason: what is wrong with it.
+        reason: what is wrong with it; kept as an attribute.
     """
 
     def __init__(self, path: str, reason: str = "") -> None:
+        self.reason = reason
         super().__init__(f"{printable(path)}: {reason}" if reason else printable(path))
 
 
@@ -76,6 +78,7 @@ class VideoReader(Video):
         fps: mean frames per second of the whole video.
         errors: damaged packets met so far.
         filled: wanted frames that never came and were replaced by the nearest decoded frame.
+        rotation: degrees counter-clockwise by which the last frame was turned to stand upright.
 
     Raises:
         VideoError: the file is missing, empty, no video, or has no frame.
@@ -87,6 +90,7 @@ class VideoReader(Video):
         self.name = os.path.basename(self.path)
         self.errors = 0
         self.filled = 0
+        self.rotation = 0
         self._packet_cap_bytes = packet_cap_bytes
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._container: Any = None
@@ -108,9 +112,7 @@ class VideoReader(Video):
         if os.path.isfile(self.path) and os.path.getsize(self.path) == 0:
             raise VideoError(self.path, "is empty (0 bytes)")
         try:
-            self._container = av.open(
-                self.path, mode="r", container_options=_OPTIONS, metadata_errors="replace"
-            )
+            self._container = self._open_container()
         except (av.FFmpegError, OSError) as error:
             reason = f"cannot be opened as a video ({error.strerror or type(error).__name__})"
             raise VideoError(self.path, reason) from error
@@ -122,6 +124,9 @@ class VideoReader(Video):
         self._codec = self._stream.codec_context
         # One thread: frame threads cost 8-30 % more CPU a clip and do not mix with DataLoader workers.
         self._codec.thread_count = 1
+
+    def _open_container(self) -> Any:
+        return av.open(self.path, mode="r", container_options=_OPTIONS, metadata_errors="replace")
 
     def _best_stream(self) -> Any:
         stream = self._container.streams.best("video")
@@ -408,35 +413,33 @@ class VideoReader(Video):
         return self._seek_packets(start, stop)
 
     def _seek_packets(self, start: int, stop: int) -> Iterator[Any]:
-        """Packets [start, stop) read from the file again."""
-        container, position = self._container, 0
+        """Packets [start, stop) read from the file again, through a container of their own."""
         dts, pts = self._stamps[start]
         target = dts if dts is not None else pts
-        packets = None
-        if not self._sequential and target is not None:
-            container.seek(target, stream=self._stream, backward=True)
-            packets = container.demux(self._stream)
-            first = next((p for p in packets if p.size), None)
-            stamp = (first.dts, first.pts) if first is not None else None
-            if stamp in self._stamps[: start + 1]:
-                position = self._stamps.index(stamp)
-                if position == start:
-                    yield first
-                position += 1
-            else:
-                packets = None
-        if packets is None:
-            # The container cannot seek there: read it from its beginning.
-            container.seek(self._container.start_time or 0, backward=True)
-            packets = container.demux(self._stream)
-            position = 0
-        for packet in packets:
-            if position >= stop:
+        for seek in (True, False):  # where seeking fails or lands too late, read from the beginning
+            with self._open_container() as container:
+                stream = container.streams[self._stream.index]
+                packets = (packet for packet in container.demux(stream) if packet.size)
+                position = 0
+                if seek:
+                    if self._sequential or target is None:
+                        continue
+                    try:
+                        container.seek(target, stream=stream, backward=True)
+                    except av.FFmpegError:
+                        continue
+                    first = next(packets, None)
+                    stamp = (first.dts, first.pts) if first is not None else (None, None)
+                    if self._stamps.count(stamp) != 1 or self._stamps.index(stamp) > start:
+                        continue
+                    position = self._stamps.index(stamp)
+                    packets = itertools.chain([first], packets)
+                for place, packet in enumerate(packets, position):
+                    if place >= stop:
+                        return
+                    if place >= start:
+                        yield packet
                 return
-            if packet.size:
-                if position >= start:
-                    yield packet
-                position += 1
 
     def _to_array(self, frame: Any) -> np.ndarray:
         """(H, W, C) uint8 at the size of the first frame, upright."""
@@ -448,7 +451,8 @@ class VideoReader(Video):
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
         array = rows[:, : width * 3].reshape(height, width, 3)
-        if frame.rotation % 360:
+        self.rotation = frame.rotation % 360
+        if self.rotation:
             array = np.ascontiguousarray(np.rot90(array, k=round(frame.rotation / 90)))
         return array
 
