@@ -419,7 +419,7 @@ class VideoReader(Video):
         for seek in (True, False):  # where seeking fails or lands too late, read from the beginning
             with self._open_container() as container:
                 stream = container.streams[self._stream.index]
-                packets = (packet for packet in container.demux(stream) if packet.size)
+                packets: Iterator[Any] = (packet for packet in container.demux(stream) if packet.size)
                 position = 0
                 if seek:
                     if self._sequential or target is None:
