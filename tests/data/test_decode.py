@@ -96,6 +96,8 @@ def test_rotation_is_applied(tmp_path, degrees):
     """Turning the frames back gives the upright video; a picture that no rotation leaves as it is."""
     path = write_video(tmp_path / "v.mp4", [37] * 3, rotation=degrees)
     upright = full_decode(write_video(tmp_path / "plain.mp4", [37] * 3))
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).rotation % 360 == degrees % 360
     with VideoReader(path) as reader:
         rotated = as_frames(reader.read([0, 2]))
     quarter_turns = degrees // 90

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import struct
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -70,7 +72,7 @@ def write_video(
         options: of the encoder.
         pts: time stamp of each frame in ticks; default: its place, with one tick per frame.
         ticks: ticks per second; default: fps.
-        rotation: degrees counter-clockwise, as metadata.
+        rotation: degrees counter-clockwise, as metadata (MP4 without sound only).
         container_format: of the file; default: by its extension.
         container_options: of the container.
         audio_seconds: length of a silent audio track; it is written when above 0.
@@ -86,8 +88,6 @@ def write_video(
         stream.codec_context.thread_count = 1
         defaults = {"crf": "18", "bf": "2"} if codec in ("libx264", "libx265") else {}
         stream.options = {**defaults, **(options or {})}
-        if rotation:
-            stream.set_display_rotation(rotation)
         sound = container.add_stream("aac", rate=8000) if audio_seconds else None
         for place, number in enumerate(numbers):
             frame = av.VideoFrame.from_ndarray(painted(number, size[1], size[0]), format="rgb24")
@@ -97,7 +97,19 @@ def write_video(
         container.mux(stream.encode())
         if sound is not None:
             write_silence(container, sound, audio_seconds)
+    if rotation:
+        set_mp4_rotation(path, rotation)
     return path
+
+
+def set_mp4_rotation(path: Path, degrees: int) -> None:
+    """Write a display matrix into the first track header of an MP4 file (older PyAV cannot)."""
+    data = bytearray(path.read_bytes())
+    matrix = data.index(b"tkhd") + 44  # name, version and flags, times, ids, duration, layer, volume
+    cos, sin = round(math.cos(math.radians(degrees))), round(math.sin(math.radians(degrees)))
+    one = 1 << 16  # 16.16 fixed point, the third column 2.30
+    struct.pack_into(">9i", data, matrix, cos * one, -sin * one, 0, sin * one, cos * one, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def write_silence(container: av.container.OutputContainer, stream: av.AudioStream, seconds: float) -> None:
