@@ -80,13 +80,36 @@ def short_side_box(height: int, width: int, short_side: float, crop: int, rng: n
 
 
 def crop_and_resize(frame: torch.Tensor, box: Box, size: int) -> torch.Tensor:
-    """(..., C, H, W) uint8 -> (..., C, size, size) uint8, bilinear with antialiasing."""
-    return F.resized_crop(frame, *box, [size, size], antialias=True)
+    """(C, H, W) uint8 -> (C, size, size) uint8 in channels_last memory, bilinear with antialiasing.
+
+    The same values as torchvision's `resized_crop`, several times as fast for frames in channels_last memory.
+    """
+    return _resize(frame, box, size, size)
 
 
 def resize_short_side(frame: torch.Tensor, short_side: int) -> torch.Tensor:
-    """(..., C, H, W) uint8 resized to `short_side` pixels on its short side; the long side rounds down."""
-    return F.resize(frame, [short_side], antialias=True)
+    """(C, H, W) uint8 resized so that its short side has `short_side` pixels; the long side rounds down.
+
+    The same values as torchvision's `resize`, in channels_last memory.
+    """
+    height, width = frame.shape[1:]
+    shorter = min(height, width)
+    whole = Box(0, 0, height, width)
+    return _resize(frame, whole, short_side * height // shorter, short_side * width // shorter)
+
+
+def _resize(frame: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
+    """The part of a (C, H, W) frame in the box at another size.
+
+    torchvision's functions lose the memory format of a single frame: torch's kernel then writes colour
+    planes, which costs more to put back in order than the resizing itself. Rows of pixels are kept here all
+    the way.
+    """
+    rows_HWC = frame.permute(1, 2, 0)[box.top : box.top + box.height, box.left : box.left + box.width]
+    if (box.height, box.width) == (height, width):
+        return rows_HWC.permute(2, 0, 1)
+    batch = rows_HWC.contiguous().unsqueeze(0).permute(0, 3, 1, 2)
+    return torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
 
 
 def view_boxes(height: int, width: int, crop: int, num_crops: int) -> list[Box]:
@@ -137,7 +160,8 @@ class TrainTransform:
         scale: random_resized: share of the frame's area, smallest and largest.
         ratio: random_resized: width / height, smallest and largest.
         short_side_px: short_side_jitter: range of the short side in pixels before a crop of crop_px.
-        flip: probability of mirroring left and right. 0 wherever direction matters.
+        flip: probability of mirroring left and right. 0 wherever direction matters, or see flip_labels.
+        flip_labels: pairs of classes that a mirror turns into each other ("left to right", "right to left").
         brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x; 0 is off.
         hue: shift drawn from -x .. x turns of the colour circle (at most 0.5); 0 is off.
         grayscale: probability of dropping the colours.
@@ -152,6 +176,7 @@ class TrainTransform:
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     short_side_px: tuple[int, int] | None = None
     flip: float = 0.5
+    flip_labels: tuple[tuple[int, int], ...] = ()
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
@@ -181,6 +206,11 @@ class TrainTransform:
             value, top = getattr(self, name), limits.get(name, math.inf)
             if not 0 <= value <= top:
                 faults.append(f"{name} must lie in 0..{top:g}, got {value}")
+        labels = [label for pair in self.flip_labels for label in pair]
+        if any(len(pair) != 2 for pair in self.flip_labels) or len(set(labels)) < len(labels):
+            faults.append(
+                f"flip_labels must be pairs of labels, each label once, got {list(self.flip_labels)}"
+            )
         if faults:
             raise ValueError("augmentation: " + "; ".join(faults))
 
@@ -199,10 +229,14 @@ class TrainTransform:
         """(C, H, W) uint8 -> (C, S, S) uint8: the part in the box at the output size."""
         return crop_and_resize(frame, box, self.crop_px)
 
-    def recolor(self, clip: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        """Flip and colour jitter of a whole clip: (T, C, H, W) uint8 -> same."""
+    def recolor(self, clip: torch.Tensor, label: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """Flip and colour jitter of a whole clip: (T, C, H, W) uint8 and its class -> same, the class as seen now."""
         if self.flip and rng.random() < self.flip:
             clip = F.horizontal_flip(clip)
+            for left, right in self.flip_labels:
+                if label in (left, right):
+                    label = right if label == left else left
+                    break
         jitters = [name for name in ("brightness", "contrast", "saturation", "hue") if getattr(self, name)]
         for name in rng.permutation(jitters).tolist():
             amount = getattr(self, name)
@@ -213,7 +247,7 @@ class TrainTransform:
                 clip = getattr(F, f"adjust_{name}")(clip, factor)
         if self.grayscale and rng.random() < self.grayscale:
             clip = F.rgb_to_grayscale(clip, num_output_channels=3)
-        return clip
+        return clip, label
 
 
 @dataclass(frozen=True)
