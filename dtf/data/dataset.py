@@ -3,22 +3,24 @@
 An item is one video. What is random in it is a pure function of (seed, epoch, index): it depends neither on
 the number of workers or ranks nor on what was read before.
 
-Shape letters: B clips, V views of one video, T frames, C = 3 colours, S side of the crop.
+Shape letters: B clips, V = N * M views of one video (N clips, M crops), T frames, C = 3 colours, S side of
+    the crop.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dtf.data.decode import VideoError, open_video
+from dtf.data.decode import VideoError
 from dtf.data.lists import VideoIndex
 from dtf.data.sampling import FrameSampler
-from dtf.data.transforms import TestTransform, TrainTransform
+from dtf.data.storage import Reader, open_video
+from dtf.data.transforms import Box, TestTransform, TrainTransform
 
 MAX_SUBSTITUTES = 10
 """After this many broken videos in a row for one training sample, reading stops."""
@@ -53,7 +55,8 @@ class TrainDataset(Dataset[Sample]):
     """Random clips for training, one view of each video.
 
     A video that cannot be read is replaced by another one, drawn from (seed, epoch, index); `video_index` and
-    `label` are those of the video returned, `error` has one line "path: reason" for each broken one.
+    `label` are those of the video returned (the label after mirroring), `error` has one line "path: reason"
+    for each broken one.
 
     Args:
         index: the videos.
@@ -85,14 +88,14 @@ class TrainDataset(Dataset[Sample]):
             rng = np.random.default_rng((self.seed, epoch, index, attempt))
             video_index = index if attempt == 0 else int(rng.integers(len(self.index)))
             try:
-                clip = self._clip(self.index.path(video_index), rng)
+                clip, label = self._clip(video_index, rng)
             except VideoError as error:
                 errors.append(str(error))
                 continue
             return Sample(
                 video=clip.unsqueeze(0),
                 view_index=torch.zeros(1, dtype=torch.int64),
-                label=int(self.index.labels[video_index]),
+                label=label,
                 video_index=video_index,
                 error="\n".join(errors),
             )
@@ -100,23 +103,22 @@ class TrainDataset(Dataset[Sample]):
             self.index.root, f"{len(errors)} videos in a row cannot be read, the last one: {errors[-1]}"
         )
 
-    def _clip(self, path: str, rng: np.random.Generator) -> torch.Tensor:
-        """(T, S, S, C) uint8."""
-        with open_video(path) as reader:
+    def _clip(self, video_index: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """(T, S, S, C) uint8 and its class."""
+        with open_video(self.index.path(video_index)) as reader:
             _check_fps(self.sampler, reader)
-            indices = self.sampler.train(reader.num_frames, reader.fps, rng)
-            wanted, place = np.unique(indices, return_inverse=True)
-            size = self.transform.crop_px
-            frames = torch.empty((len(wanted), size, size, 3), dtype=torch.uint8)
-            slot = {int(frame): i for i, frame in enumerate(wanted)}
-            box = None
-            for i, array in reader.iter_frames(wanted):
+            num_frames = self.index.usable_frames(video_index, reader.num_frames)
+            indices = self.sampler.train(num_frames, reader.fps, rng)
+            box: Box | None = None
+
+            def cut(frame: torch.Tensor) -> list[torch.Tensor]:
+                nonlocal box
                 if box is None:
-                    box = self.transform.draw_box(array.shape[0], array.shape[1], rng)
-                frame = torch.from_numpy(array).permute(2, 0, 1)
-                frames[slot[i]] = self.transform.crop_frame(frame, box).permute(1, 2, 0)
-        clip = frames[torch.from_numpy(place)].permute(0, 3, 1, 2)
-        return self.transform.recolor(clip, rng).permute(0, 2, 3, 1)
+                    box = self.transform.draw_box(frame.shape[1], frame.shape[2], rng)
+                return [self.transform.crop_frame(frame, box)]
+
+            [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px)
+        return self.transform.recolor(clip.permute(0, 3, 1, 2), rng).permute(0, 2, 3, 1)
 
 
 class EvalDataset(Dataset[Sample]):
@@ -153,7 +155,7 @@ class EvalDataset(Dataset[Sample]):
         index = key[1] if isinstance(key, tuple) else key
         error = ""
         try:
-            views = self._views(self.index.path(index))
+            views = self._views(index)
         except VideoError as fault:
             error = str(fault)
             size = self.transform.crop_px
@@ -167,21 +169,46 @@ class EvalDataset(Dataset[Sample]):
             error=error,
         )
 
-    def _views(self, path: str) -> torch.Tensor:
+    def _views(self, video_index: int) -> torch.Tensor:
         """(V, T, S, S, C) uint8."""
-        with open_video(path) as reader:
+        with open_video(self.index.path(video_index)) as reader:
             _check_fps(self.sampler, reader)
-            clips = self.sampler.test(reader.num_frames, reader.fps, self.num_clips)
-            wanted, place = np.unique(clips, return_inverse=True)
-            size, num_crops = self.transform.crop_px, self.transform.num_crops
-            frames = torch.empty((num_crops, len(wanted), size, size, 3), dtype=torch.uint8)
-            slot = {int(frame): i for i, frame in enumerate(wanted)}
-            for i, array in reader.iter_frames(wanted):
-                crops = self.transform.crops(torch.from_numpy(array).permute(2, 0, 1))
-                for m, crop in enumerate(crops):
-                    frames[m, slot[i]] = crop.permute(1, 2, 0)
-        by_crop = frames[:, torch.from_numpy(place.reshape(clips.shape))]  # (M, N, T, S, S, C)
-        return by_crop.transpose(0, 1).flatten(0, 1)
+            num_frames = self.index.usable_frames(video_index, reader.num_frames)
+            clips = self.sampler.test(num_frames, reader.fps, self.num_clips)
+            transform = self.transform
+            return read_views(reader, clips, transform.crops, transform.num_crops, transform.crop_px)
+
+
+def read_views(
+    reader: Reader,
+    clips: np.ndarray,
+    cut: Callable[[torch.Tensor], Sequence[torch.Tensor]],
+    num_crops: int,
+    size_px: int,
+) -> torch.Tensor:
+    """Decode each wanted frame once, cut it to size while it is still in the cache, and put it where it belongs.
+
+    Args:
+        reader: of the video.
+        clips: (N, T) frame indices of N clips.
+        cut: from a frame (C, H, W) uint8 in channels_last memory to its M crops, each (C, S, S) uint8.
+        num_crops: M.
+        size_px: S.
+
+    Returns:
+        (N * M, T, S, S, C) uint8; view v is crop v % M of clip v // M.
+    """
+    places: dict[int, list[tuple[int, int]]] = {}
+    for n, clip in enumerate(clips.tolist()):
+        for t, index in enumerate(clip):
+            places.setdefault(index, []).append((n, t))
+    views_NMTSSC = np.empty((len(clips), num_crops, clips.shape[1], size_px, size_px, 3), np.uint8)
+    for index, frame in reader.iter_frames(list(places)):
+        for m, crop in enumerate(cut(torch.from_numpy(frame).permute(2, 0, 1))):
+            pixels = crop.permute(1, 2, 0).numpy()
+            for n, t in places[index]:
+                views_NMTSSC[n, m, t] = pixels
+    return torch.from_numpy(views_NMTSSC).flatten(0, 1)
 
 
 def _check_fps(sampler: FrameSampler, reader: Any) -> None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from dtf.data.decode import printable
+from dtf.data.decode import VideoError, printable
 
 VIDEO_EXTENSIONS = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}
@@ -17,11 +17,11 @@ VIDEO_EXTENSIONS = frozenset(
 )
 
 _FAULTS_SHOWN = 20
-_HEADERS = (("path", "label"), ("video", "label"), ("file", "label"), ("filename", "label"))
+_HEADER_WORDS = frozenset({"path", "video", "file", "filename"})
 
 
 class VideoIndex:
-    """Paths and labels of many videos in three arrays (about 70 bytes a video).
+    """Paths and labels of many videos in a few arrays (about 70 bytes a video).
 
     Forked workers share the arrays; a list of tuples would be copied into each by its reference counts.
 
@@ -29,16 +29,25 @@ class VideoIndex:
         root: folder that the paths are relative to.
         paths: relative paths.
         labels: class numbers.
+        num_frames: frames of each video as its list says; None: it does not say.
     """
 
-    def __init__(self, root: str | os.PathLike[str], paths: Iterable[str], labels: Iterable[int]) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        paths: Iterable[str],
+        labels: Iterable[int],
+        num_frames: Iterable[int] | None = None,
+    ) -> None:
         self.root = os.path.abspath(os.fspath(root))
         encoded = [os.fsencode(path) for path in paths]
         ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self._offsets = np.concatenate([np.zeros(1, np.int64), ends])
         self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
         self.labels = np.fromiter(labels, np.int64)
+        self.listed_frames = None if num_frames is None else np.fromiter(num_frames, np.int32)
         assert len(encoded) == len(self.labels), "every path needs a label"
+        assert self.listed_frames is None or len(self.listed_frames) == len(encoded)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -50,6 +59,27 @@ class VideoIndex:
     def path(self, i: int) -> str:
         """Absolute path of video i."""
         return os.path.join(self.root, self.relative_path(i))
+
+    def usable_frames(self, i: int, present: int) -> int:
+        """Frames of video i to choose from: all that are present.
+
+        Of stored frames only as many as its list says, as in SIFA / DTF. For a video file the list's
+        number, which some other decoder counted, has no influence.
+
+        Args:
+            i: number of the video.
+            present: frames found in its storage.
+
+        Raises:
+            VideoError: fewer frames are stored than listed.
+        """
+        path = self.path(i)
+        if self.listed_frames is None or not os.path.isdir(path):
+            return present
+        listed = int(self.listed_frames[i])
+        if listed > present:
+            raise VideoError(path, f"is listed with {listed} frames but holds {present}")
+        return listed
 
 
 def raise_faults(where: str, faults: Sequence[str]) -> None:
@@ -111,9 +141,10 @@ def index_folder(
 def read_list(
     root: str | os.PathLike[str], split: str, class_names: Sequence[str] | None, faults: list[str]
 ) -> VideoIndex:
-    """Read a `path label` list: two columns, separated by a comma (csv) or by the last blank of the line.
+    """Read a list of `path label` or `path num_frames label` lines, separated by comma or the last blanks.
 
-    Blank lines, a byte order mark, Windows line ends and a "path label" header are accepted.
+    Two or three columns, comma or blank: the first line decides, a mix is a fault. Blank lines, a byte order
+    mark, Windows line ends and a "path label" header are accepted.
 
     Args:
         root: data folder; every path of the list must stay inside.
@@ -127,59 +158,93 @@ def read_list(
     label_of = {name: label for label, name in enumerate(class_names)} if class_names is not None else {}
     paths: list[str] = []
     labels: list[int] = []
+    num_frames: list[int] = []
     line_of: dict[str, int] = {}
     # File names need not be UTF-8: surrogates carry their bytes through.
     text = Path(root, split).read_bytes().decode("utf-8-sig", "surrogateescape")
-    separator = ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
+    for number, path, frames, label_text in iter_rows(text, split, faults):
         where = f"{split} line {number}"
-        fields, found_separator = _split_line(line)
-        if number == 1 and tuple(f.lower() for f in fields) in _HEADERS:
-            separator = found_separator
-            continue
-        if len(fields) != 2:
-            faults.append(f"{where}: expected `path label`, got {len(fields)} columns: {printable(line)!r}")
-            continue
-        if separator and found_separator != separator:
-            faults.append(f"{where}: separated by {found_separator}, but the lines before by {separator}")
-            continue
-        separator = found_separator
-        path, label_text = fields
-        fault, label = _parse_label(label_text, label_of, class_names)
+        fault, label = parse_label(label_text, label_of, class_names)
         relative = _inside(root, path)
         if fault:
             faults.append(f"{where}: {fault}")
         elif relative is None:
-            faults.append(f"{where}: {printable(path)!r} is not inside the data folder")
+            faults.append(f"{where}: {_clip(path)!r} is not inside the data folder")
         elif relative in line_of:
-            faults.append(f"{where}: {printable(path)!r} was already given in line {line_of[relative]}")
+            faults.append(f"{where}: {_clip(path)!r} was already given in line {line_of[relative]}")
         else:
             line_of[relative] = number
             paths.append(relative)
             labels.append(label)
+            if frames is not None:
+                num_frames.append(frames)
     if not paths and not faults:
         faults.append(f"{split}: lists no video")
-    return VideoIndex(root, paths, labels)
+    return VideoIndex(root, paths, labels, num_frames or None)
+
+
+def iter_rows(text: str, source: str, faults: list[str]) -> Iterator[tuple[int, str, int | None, str]]:
+    """Rows of a list of videos as (line number, path, number of frames or None, label as written).
+
+    Args:
+        text: of the list file, see `read_list`.
+        source: its name, for messages.
+        faults: a line "SOURCE line N: ..." is added for each line that does not fit.
+    """
+    layout: tuple[int, str] | None = None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{source} line {number}"
+        fields, separator = _split_line(line.strip())
+        if layout is None and fields[0].lower() in _HEADER_WORDS and fields[-1].lower() == "label":
+            continue
+        shown = _clip(line.strip())
+        if len(fields) not in (2, 3) or not all(fields):
+            faults.append(f"{where}: expected `path label` or `path num_frames label`, got {shown!r}")
+            continue
+        if layout is None:
+            layout = (len(fields), separator)
+        if layout != (len(fields), separator):
+            given, first = (f"{n} columns separated by {s}" for n, s in ((len(fields), separator), layout))
+            faults.append(f"{where}: {given}, but the lines before have {first}: {shown!r}")
+            continue
+        frames = int(fields[1]) if len(fields) == 3 else None
+        if frames == 0:
+            faults.append(f"{where}: is listed with 0 frames: {shown!r}")
+            continue
+        yield number, fields[0], frames, fields[-1]
 
 
 def _split_line(line: str) -> tuple[list[str], str]:
-    row = next(csv.reader([line], skipinitialspace=True))
-    if len(row) > 1 and " " not in row[-1].strip():
-        return [field.strip() for field in row], "comma"
-    path, _, label = line.strip().rpartition(" ") if " " in line.strip() else line.strip().rpartition("\t")
-    fields = [path.strip(), label.strip()] if path else [label.strip()]
-    # `folder num_frames label` is a usual list of frame folders; a video file name has an ending.
-    head, _, tail = fields[0].rpartition(" ")
-    if len(fields) == 2 and head and tail.isdecimal():
-        fields = [head, tail, fields[1]]
-    return fields, "blank"
+    """(fields, name of the separator); three fields only where the middle one is a number of frames."""
+    head, last = ["", *line.rsplit(None, 1)][-2:]
+    if "," in line and ("," in last or head.endswith(",") or not last.isdecimal()):
+        try:
+            fields = [field.strip() for field in next(csv.reader([line], skipinitialspace=True))]
+        except csv.Error:  # a null byte, or a field of more than 128 KiB
+            return [line], "comma"
+        if len(fields) == 3 and not _is_count(fields[1]):
+            fields = [",".join(fields)]  # no list of videos
+        return fields, "comma"
+    parts = line.rsplit(None, 2)
+    if len(parts) == 3 and not _is_count(parts[1]):
+        parts = line.rsplit(None, 1)
+    return parts, "blanks"
 
 
-def _parse_label(
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 9
+
+
+def _clip(text: str) -> str:
+    return printable(text[:80]) + ("..." if len(text) > 80 else "")
+
+
+def parse_label(
     text: str, label_of: dict[str, int], class_names: Sequence[str] | None
 ) -> tuple[str | None, int]:
+    """(what is wrong with a label or None, its class number)."""
     if text in label_of:
         return None, label_of[text]
     if text.isascii() and text.isdecimal() and len(text) < 10:
@@ -188,7 +253,7 @@ def _parse_label(
             return None, label
         return f"label {label} is out of range 0..{len(class_names) - 1}", -1
     allowed = "a whole number from 0" + (" or a class name" if class_names is not None else "")
-    return f"label {printable(text)!r} is not {allowed}", -1
+    return f"label {_clip(text)!r} is not {allowed}", -1
 
 
 def _inside(root: str | os.PathLike[str], path: str) -> str | None:

@@ -230,7 +230,16 @@ class TrainTransform:
         return crop_and_resize(frame, box, self.crop_px)
 
     def recolor(self, clip: torch.Tensor, label: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
-        """Flip and colour jitter of a whole clip: (T, C, H, W) uint8 and its class -> same, the class as seen now."""
+        """Flip and colour jitter of a whole clip.
+
+        Args:
+            clip: (T, C, H, W) uint8.
+            label: its class.
+            rng: source of randomness.
+
+        Returns:
+            The clip, same shape and type, and the class of what it shows now (see flip_labels).
+        """
         if self.flip and rng.random() < self.flip:
             clip = F.horizontal_flip(clip)
             for left, right in self.flip_labels:

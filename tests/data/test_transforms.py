@@ -100,7 +100,7 @@ def test_train_transform_treats_all_frames_alike():
     )
     one = picture(24, 24)
     for seed in range(10):
-        clip = transform.recolor(one.repeat(5, 1, 1, 1), rng(seed))
+        clip = transform.recolor(one.repeat(5, 1, 1, 1), 0, rng(seed))[0]
         assert clip.shape == (5, 3, 24, 24)
         assert clip.dtype == torch.uint8
         assert (clip == clip[:1]).all()
@@ -110,18 +110,18 @@ def test_train_transform_is_a_function_of_the_generator():
     transform = TrainTransform(16, flip=0.5, brightness=0.4, hue=0.1)
     clip = picture(24, 24, 3)
     torch.manual_seed(1)
-    first = [transform.recolor(clip, rng(seed)) for seed in range(6)]
+    first = [transform.recolor(clip, 0, rng(seed))[0] for seed in range(6)]
     torch.manual_seed(2)
-    second = [transform.recolor(clip, rng(seed)) for seed in range(6)]
+    second = [transform.recolor(clip, 0, rng(seed))[0] for seed in range(6)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert not all(torch.equal(a, first[0]) for a in first)
 
 
 def test_flip_switch():
     clip = picture(8, 10, 2)
-    assert torch.equal(TrainTransform(8, flip=0.0).recolor(clip, rng()), clip)
-    assert torch.equal(TrainTransform(8, flip=1.0).recolor(clip, rng()), clip.flip(-1))
-    flips = [torch.equal(TrainTransform(8, flip=0.5).recolor(clip, rng(s)), clip) for s in range(100)]
+    assert torch.equal(TrainTransform(8, flip=0.0).recolor(clip, 0, rng())[0], clip)
+    assert torch.equal(TrainTransform(8, flip=1.0).recolor(clip, 0, rng())[0], clip.flip(-1))
+    flips = [torch.equal(TrainTransform(8, flip=0.5).recolor(clip, 0, rng(s))[0], clip) for s in range(100)]
     assert 30 < sum(flips) < 70
 
 
@@ -164,3 +164,17 @@ def test_settings_are_checked(settings, message):
 def test_crop_must_fit():
     with pytest.raises(ValueError, match="short_side_px=32"):
         TestTransform(40, 32)
+
+
+def test_a_mirrored_clip_gets_the_mirrored_label():
+    pairs = ((86, 87), (93, 94))
+    clip = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    always, never = (TrainTransform(8, flip=p, flip_labels=pairs) for p in (1.0, 0.0))
+    assert [always.recolor(clip, label, rng())[1] for label in (86, 87, 93, 94, 5)] == [87, 86, 94, 93, 5]
+    assert [never.recolor(clip, label, rng())[1] for label in (86, 87, 5)] == [86, 87, 5]
+
+
+@pytest.mark.parametrize("pairs", [((1, 2, 3),), ((1, 2), (2, 3)), ((4, 4),)])
+def test_labels_of_mirrored_classes_are_pairs(pairs):
+    with pytest.raises(ValueError, match="flip_labels must be pairs"):
+        TrainTransform(8, flip_labels=pairs)
