@@ -118,7 +118,9 @@ class TrainDataset(Dataset[Sample]):
                 return [self.transform.crop_frame(frame, box)]
 
             [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px)
-        return self.transform.recolor(clip.permute(0, 3, 1, 2), rng).permute(0, 2, 3, 1)
+        label = int(self.index.labels[video_index])
+        clip, label = self.transform.recolor(clip.permute(0, 3, 1, 2), label, rng)
+        return clip.permute(0, 2, 3, 1), label
 
 
 class EvalDataset(Dataset[Sample]):
@@ -186,7 +188,7 @@ def read_views(
     num_crops: int,
     size_px: int,
 ) -> torch.Tensor:
-    """Decode each wanted frame once, cut it to size while it is still in the cache, and put it where it belongs.
+    """Decode each wanted frame once, cut it to size while it is in the cache, and put it where it belongs.
 
     Args:
         reader: of the video.
