@@ -63,6 +63,11 @@ class Backend:
     missing: Callable[[], list[str]] = _always_live
     refuses: Callable[[torch.Tensor], list[str]] = _refuses_nothing
 
+    def accepts(self, x: torch.Tensor) -> bool:
+        """Whether :meth:`refusals` is empty; the tensor is asked first, what is installed last."""
+        wanted = self.devices is None or x.device.type in self.devices
+        return wanted and x.dtype in self.dtypes and not self.refusals(x)
+
     def refusals(self, x: torch.Tensor) -> list[str]:
         """Returns why this backend cannot run on ``x``; an empty list when it can."""
         reasons = []
@@ -109,18 +114,15 @@ class Operator:
                     "Use backend='auto', or see `python -m dtf.ops` for what is live here."
                 )
             return self.backends[backend].run
-        refused = []
-        for candidate in self.backends.values():
-            if candidate.name == "reference":
-                continue
-            reasons = candidate.refusals(x)
-            if not reasons:
+        candidates = [candidate for candidate in self.backends.values() if candidate.name != "reference"]
+        for candidate in candidates:
+            if candidate.accepts(x):
                 # Logging cannot be traced; a compiled graph keeps its choice anyway.
                 if not torch.compiler.is_compiling() and candidate.name not in self.announced:
                     self.announced.add(candidate.name)
                     log.info("%s: backend %r on %s", self.name, candidate.name, x.device.type)
                 return candidate.run
-            refused.append(f"{candidate.name}: {'; '.join(reasons)}")
+        refused = [f"{candidate.name}: {'; '.join(candidate.refusals(x))}" for candidate in candidates]
         raise ValueError(f"{self.name}: no backend can run. {' | '.join(refused)}")
 
 

@@ -1,0 +1,108 @@
+"""The choice between backends, with what is installed and available faked."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from dtf.ops import temporal_correlation
+from dtf.ops.dispatch import OPERATORS, Backend, Operator, cupy_missing, describe, register
+
+
+def _operator(*backends: Backend) -> Operator:
+    return Operator("shout", {backend.name: backend for backend in backends})
+
+
+def _backend(name: str, **facts: object) -> Backend:
+    return Backend(name, lambda x: name, **facts)  # type: ignore[arg-type]
+
+
+X = torch.zeros(2)
+BROKEN = _backend("cupy", devices=("cpu",), missing=lambda: ["no compiler", "no driver"])
+NARROW = _backend("torch", dtypes=(torch.float64,))
+PLAIN = _backend("reference", double_backward=True)
+
+
+def test_auto_takes_the_first_backend_that_accepts():
+    first, second = _backend("cupy"), _backend("torch")
+    assert _operator(first, second, PLAIN).select("auto", X)(X) == "cupy"
+    assert _operator(BROKEN, second, PLAIN).select("auto", X)(X) == "torch"
+
+
+def test_auto_never_takes_the_reference():
+    refusals = r"no backend can run. cupy: no compiler; no driver \| torch: takes"
+    with pytest.raises(ValueError, match=refusals) as error:
+        _operator(BROKEN, NARROW, PLAIN).select("auto", X)
+    assert "takes dtypes float64, got float32" in str(error.value)
+    assert _operator(BROKEN, NARROW, PLAIN).select("reference", X)(X) == "reference"
+
+
+def test_auto_logs_each_choice_once(caplog):
+    operator = _operator(BROKEN, _backend("torch"), PLAIN)
+    with caplog.at_level(logging.INFO, "dtf.ops.dispatch"):
+        for _ in range(3):
+            operator.select("auto", X)
+    assert [record.getMessage() for record in caplog.records] == ["shout: backend 'torch' on cpu"]
+
+
+def test_a_named_backend_that_cannot_run_raises_with_all_its_reasons():
+    backend = _backend("cupy", devices=("cuda",), dtypes=(torch.float16,), missing=lambda: ["no CuPy"])
+    with pytest.raises(ValueError, match="backend 'cupy' cannot run") as error:
+        _operator(backend, _backend("torch"), PLAIN).select("cupy", X)
+    for reason in (
+        "takes tensors on cuda, got cpu",
+        "takes dtypes float16, got float32",
+        "no CuPy",
+        "dtf.ops",
+    ):
+        assert reason in str(error.value)
+
+
+def test_unknown_backend_names_the_nearest():
+    with pytest.raises(
+        ValueError, match=r"unknown backend 'cuppy'; did you mean 'cupy'.*Allowed: auto, cupy"
+    ):
+        _operator(BROKEN, NARROW, PLAIN).select("cuppy", X)
+
+
+def test_an_operator_is_registered_once():
+    with pytest.raises(AssertionError, match="registered twice"):
+        register("temporal_correlation", PLAIN)
+
+
+def test_every_operator_has_the_three_backends_and_prefers_the_kernels():
+    assert sorted(OPERATORS) == ["frame_wise_aggregation", "temporal_aggregation", "temporal_correlation"]
+    for operator in OPERATORS.values():
+        assert list(operator.backends) == ["cupy", "torch", "reference"]
+
+
+def test_cupy_says_what_is_missing(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    reasons = "; ".join(cupy_missing())
+    assert "CuPy is not installed (pip install 'dtf[cuda13]'" in reasons
+    assert "no CUDA device" in reasons
+    with pytest.raises(ValueError, match="CuPy is not installed"):
+        temporal_correlation(torch.zeros(1, 1, 1, 1, 1), backend="cupy")
+
+
+def test_describe_lists_what_is_live_and_why_the_rest_is_not(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    lines = describe().splitlines()
+    for name in OPERATORS:
+        place = lines.index(name)
+        states = {line.split()[0]: line for line in lines[place + 1 : place + 4]}
+        assert "not live: " in states["cupy"]
+        assert "torch finds no CUDA device" in states["cupy"]
+        assert " live: any device; float64" in states["torch"]
+        assert "double backward" in states["reference"]
+
+
+def test_the_command_prints_the_table():
+    run = subprocess.run([sys.executable, "-m", "dtf.ops"], capture_output=True, text=True, check=True)
+    assert "frame_wise_aggregation" in run.stdout
+    assert "reference  live" in run.stdout
