@@ -162,7 +162,7 @@ class DTFBlock(nn.Module):
         frequencies, ends, pixels = frames // 2 + 1, 2 - frames % 2, height * width
         middle = frequencies - ends
         e = enriched.permute(0, 2, 3, 4, 1).reshape(batch, frames, pixels, channels)
-        maps = correlation.permute(0, 2, 3, 4, 1).reshape(batch, frames, pixels, -1)
+        maps = correlation.permute(0, 2, 3, 4, 1).reshape(batch, frames, pixels, self.kernel_size**2)
 
         # The 1x1 convolution over all frames, as one product per frame and a sum: no permuted copy of the
         # clip.
