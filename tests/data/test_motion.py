@@ -6,6 +6,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.functional import affine
 
 from dtf.data.motion import (
     CLASS_NAMES,
@@ -61,6 +63,26 @@ def test_translations_go_where_their_name_says(class_name, axis, sign):
         move = displacement_px(class_name, number)
         assert move[axis] * sign >= 2
         assert abs(move[1 - axis]) <= 1
+
+
+@pytest.mark.parametrize(
+    ("class_name", "turn", "zoom"),
+    [("rotate_cw", 1, 0), ("rotate_ccw", -1, 0), ("grow", 0, 1), ("shrink", 0, -1)],
+)
+def test_turns_and_zooms_go_where_their_name_says(class_name, turn, zoom):
+    clip = render_clip(class_name, seeded(2)).float().mean(-1)
+    former, latter = clip[9][None], clip[15][None]
+    inner = slice(16, 48)
+
+    def misfit(clockwise_degrees, factor):
+        # torchvision counts clockwise where y points down.
+        guess = affine(former, clockwise_degrees, [0, 0], factor, [0.0], InterpolationMode.BILINEAR)
+        return (guess - latter)[:, inner, inner].abs().mean()
+
+    guesses = [(5.0 * step, 1 + 0.05 * grow) for step in range(-6, 7) for grow in range(-6, 7)]
+    degrees, factor = min(guesses, key=lambda guess: misfit(*guess))
+    assert np.sign(degrees) == turn
+    assert np.sign(factor - 1) == zoom
 
 
 def test_distant_events_are_in_the_named_order():
