@@ -79,10 +79,11 @@ def test_turns_and_zooms_go_where_their_name_says(class_name, turn, zoom):
         guess = affine(former, clockwise_degrees, [0, 0], factor, [0.0], InterpolationMode.BILINEAR)
         return (guess - latter)[:, inner, inner].abs().mean()
 
-    guesses = [(5.0 * step, 1 + 0.05 * grow) for step in range(-6, 7) for grow in range(-6, 7)]
+    guesses = [(5.0 * turns, 1 + 0.1 * zooms) for turns in range(-6, 7) for zooms in range(-4, 5)]
     degrees, factor = min(guesses, key=lambda guess: misfit(*guess))
-    assert np.sign(degrees) == turn
-    assert np.sign(factor - 1) == zoom
+    # A step beside the truth is noise.
+    assert np.trunc(degrees / 10) == 0 if turn == 0 else degrees * turn >= 10
+    assert abs(factor - 1) < 0.11 if zoom == 0 else (factor - 1) * zoom > 0.05
 
 
 def test_distant_events_are_in_the_named_order():
