@@ -69,13 +69,17 @@ def main(cfg: DictConfig) -> dict[str, float]:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         build.print_start(network, data, config["optim"], trainer, folder)
 
-    trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-
-    best = folder / "checkpoints" / "best.ckpt"
-    evaluate = trainer.test if test_stage == "test" else trainer.validate
-    evaluate(model, datamodule=data, ckpt_path=best, weights_only=True, verbose=False)
-    metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    try:
+        trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # There is no best one where no epoch was validated.
+        best = folder / "checkpoints" / "best.ckpt"
+        tested = best if best.is_file() else last
+        evaluate = trainer.test if test_stage == "test" else trainer.validate
+        evaluate(model, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
+        metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
+    finally:
+        build.close_loggers(loggers)
     if trainer.is_global_zero:
         weights = folder / "model.safetensors"
         save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})
@@ -83,14 +87,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
         evaluation = model.evaluations[test_stage]
         found = report.write_all(folder, evaluation, data, test_stage, title, {"config": config})
         report.print_results(
-            f"{title}, {test_stage} split, best checkpoint",
+            f"{title}, {test_stage} split, {tested.stem} checkpoint",
             found,
             [
-                ("checkpoint", report.shown(best)),
+                ("checkpoint", report.shown(tested)),
                 ("weights to share", report.shown(weights)),
                 ("pictures, scores", report.shown(folder)),
-                ("more views", f"python eval.py checkpoint={report.shown(best)} views=3x3"),
-                ("your video", f"python -m dtf.predict VIDEO checkpoint={report.shown(best)}"),
+                ("more views", f"python eval.py checkpoint={report.shown(tested)} views=3x3"),
+                ("your video", f"python -m dtf.predict VIDEO checkpoint={report.shown(tested)}"),
             ],
         )
     return metrics

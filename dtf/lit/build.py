@@ -105,6 +105,15 @@ def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
+def close_loggers(loggers: Sequence[Logger]) -> None:
+    """End what a logger keeps open: a sweep's next run must not write into this one's curves."""
+    for logger in loggers:
+        if isinstance(logger, pl.loggers.WandbLogger):
+            import wandb
+
+            wandb.finish()
+
+
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks of `conf/callbacks/` (and of `conf/debug/`), one for each entry that is not null."""
     return [instantiate(node) for node in (cfg or {}).values() if node is not None]
@@ -131,18 +140,22 @@ def build_trainer(
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.
-    return pl.Trainer(
-        **settings,
-        default_root_dir=folder,
-        callbacks=callbacks,
-        logger=loggers or False,
-        plugins=[AtomicCheckpointIO()],
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_checkpointing=any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
-        enable_progress_bar=any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
-        enable_model_summary=False,
-    )
+    settings |= {
+        "default_root_dir": folder,
+        "callbacks": callbacks,
+        "logger": loggers or False,
+        "plugins": [AtomicCheckpointIO()],
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+        "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        "enable_progress_bar": any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
+        "enable_model_summary": False,
+    }
+    try:
+        return pl.Trainer(**settings)
+    except (TypeError, ValueError) as error:
+        # Lightning checks its arguments here and nothing else happens: what is wrong is a setting.
+        raise ValueError(f"trainer: {error}") from error
 
 
 def _build_profiler(name: str, folder: Path) -> Any:

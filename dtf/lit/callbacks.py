@@ -17,23 +17,33 @@ from dtf.lit.command import RunError, run_folder
 log = logging.getLogger(__name__)
 
 
-def checkpoints(monitor: str, mode: str) -> ModelCheckpoint:
-    """OUTPUT/checkpoints/best.ckpt by a logged metric and last.ckpt, both at the end of each epoch.
+def best_checkpoint(monitor: str, mode: str) -> ModelCheckpoint:
+    """OUTPUT/checkpoints/best.ckpt, by a metric at the end of an epoch.
 
     Args:
         monitor: the metric, for instance "val/top1".
         mode: "max" or "min".
     """
+    return _checkpoint("best", monitor=monitor, mode=mode)
+
+
+def last_checkpoint() -> ModelCheckpoint:
+    """OUTPUT/checkpoints/last.ckpt at the end of every epoch: where a resumed run goes on.
+
+    Not ModelCheckpoint's `save_last`: that one is only written when there is a new best one.
+    """
+    return _checkpoint("last")
+
+
+def _checkpoint(name: str, **settings: Any) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=run_folder() / "checkpoints",
-        filename="best",
-        monitor=monitor,
-        mode=mode,
+        filename=name,
         save_top_k=1,
-        save_last=True,
         # At the end of the epoch, after its validation: then the loops resume at the start of the next one.
         save_on_train_epoch_end=True,
         enable_version_counter=False,
+        **settings,
     )
 
 

@@ -123,13 +123,18 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
     path = Path(path)
     if not path.is_file():
         raise ValueError(_missing(path))
+    damaged = f"{path} is no checkpoint, or a damaged one ({path.stat().st_size} bytes)"
+    # Files of torch.save are zip archives; anything else would reach readers of old formats.
+    if not zipfile.is_zipfile(path):
+        raise ValueError(damaged)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, RuntimeError, UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except pickle.UnpicklingError:
         raise ValueError(
-            f"{path} is no checkpoint, or a damaged one ({path.stat().st_size} bytes): {reason}"
+            f"{path} holds more than plain data; files that could run code are not read"
         ) from None
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
+        raise ValueError(f"{damaged}: {str(error).strip().splitlines()[0]}") from None
     about = content.get("dtf") if isinstance(content, dict) else None
     if not isinstance(about, dict) or "state_dict" not in content:
         raise ValueError(

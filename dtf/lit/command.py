@@ -25,7 +25,12 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -59,7 +64,11 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
         @functools.wraps(function)
         def task(cfg: DictConfig) -> Any:
             with _as_single_run(full_error):
-                return function(cfg)
+                if HydraConfig.get().mode == RunMode.MULTIRUN:
+                    # Hydra goes on with the other runs of the sweep and passes the error on at the end.
+                    return function(cfg)
+                with one_line_errors(conf):
+                    return function(cfg)
 
         full_error = os.environ.get(FULL_ERROR)
 
@@ -188,6 +197,8 @@ def _explain_option(error: MissingConfigException) -> str:
 
 def _explain_override(error: HydraException, conf: Path | None) -> str:
     """`optim.lrr=1`: the setting does not exist, or the text is no setting at all."""
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} is no setting KEY=VALUE: {str(error).splitlines()[0]}"
     key = re.search(r"Could not (?:override|delete) '([^']+)'", str(error))
     if key is None or conf is None:
         return str(error)
@@ -240,7 +251,7 @@ def _register_resolvers() -> None:
 
 
 def _run_name(overrides: Sequence[str] | None = None) -> str:
-    """A folder name from a sweep's changing overrides: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
+    """A folder name from what changes in a sweep: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
     kept = [o for o in overrides or [] if o not in sys.argv[1:] and not o.startswith("hydra")]
     text = "__".join(re.sub(r"[^A-Za-z0-9_.]+", "-", o).strip("-.") for o in kept) or "default"
     if len(text) <= 120:
