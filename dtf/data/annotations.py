@@ -148,6 +148,7 @@ def _read_kinetics_rows(
 ) -> _Rows:
     rows = _Rows(os.path.basename(path))
     text = _read_text(path)
+    faults_before = len(faults)
     columns: dict[str, int] = {}
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
@@ -189,8 +190,8 @@ def _read_kinetics_rows(
             rows.add(name, WITHHELD if label is None else number_of[label], number)
     if not columns:
         faults.append(f"{rows.source}: is empty")
-    elif not rows.ids:
-        faults.append(f"{rows.source}: has no usable row")
+    elif not rows.ids and len(faults) == faults_before:
+        faults.append(f"{rows.source}: has no row")
     return rows
 
 
