@@ -43,7 +43,8 @@ def expand(arguments: list[str]) -> list[str]:
     overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("output=")]
     others = [a for a in arguments if not a.startswith(("resume=", "output="))]
     quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return [*overrides, *others, f"output='{quoted}'"]
+    # All overrides in one piece, as argparse wants them; what is typed now comes last and wins.
+    return [*overrides, f"output='{quoted}'", *others]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
