@@ -1,27 +1,15 @@
-"""What several tests of the engine need: a tiny data set of real files, commands, one trained run."""
+"""Fixtures of the engine's tests: a tiny data set of real files, commands, one trained run."""
 
 from __future__ import annotations
 
 import logging
-import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-REPOSITORY = Path(__file__).resolve().parents[1]
-
-
-class Outcome(NamedTuple):
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
+from engine import FULL_RECIPE, REPOSITORY, Outcome, run_subprocess
 
 
 @pytest.fixture(scope="session")
@@ -36,40 +24,6 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         "data.batch_size=4",
         "data.num_workers=0",
     ]
-
-
-TINY_MODEL = ["model.widths=[8,8,16,16]", "model.stem_width=8", "model.filter_groups=8"]
-
-# Everything random at once: order, crops, flips, dropout, drop path.
-FULL_RECIPE = [
-    *TINY_MODEL,
-    *("model.dropout=0.5", "model.drop_path_rate=0.2"),
-    *("data.augment.crop=random_resized", "data.augment.flip=0.5", "data.num_workers=2"),
-    *("trainer=cpu", "trainer.max_epochs=4", "trainer.log_every_n_steps=1"),
-]
-
-
-def run_subprocess(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Outcome:
-    """Run a Python command of the repository in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=cwd,
-        env=clean_environment() | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    return Outcome(done.returncode, done.stdout, done.stderr)
-
-
-def clean_environment() -> dict[str, str]:
-    """The environment without what a run leaves in it; one thread, so that sums are the same everywhere."""
-    drop = ("LOCAL_RANK", "RANK", "WORLD_SIZE", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT", "HYDRA_FULL_ERROR")
-    kept = {
-        k: v for k, v in os.environ.items() if k not in drop and not k.startswith(("DTF_", "PL_", "WANDB"))
-    }
-    return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
 
 
 @pytest.fixture

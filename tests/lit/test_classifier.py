@@ -1,4 +1,4 @@
-"""The LightningModule in Lightning's own loop, on batches made here: losses, schedule, random state, failures."""
+"""The LightningModule in Lightning's own loop, on batches made here: losses, schedule, random state."""
 
 from __future__ import annotations
 
@@ -101,10 +101,10 @@ def tiny(**overrides) -> nn.Module:
 def test_seeded_losses_equal_the_stored_ones() -> None:
     """Two epochs of SGD reproduce the losses in tests/golden/lit/losses.json.
 
-    Tolerance: the stored list came from one CPU. Others (or other thread counts, other releases of torch) sum
-    in another order: errors of 1e-7 per operation, which six steps at a learning rate of 0.1 amplify; measured
-    between 1 and 2 threads: below 1e-6 relative. A change of the recipe or the network shows in the first decimals.
-    After a wanted change: python -m pytest tests/lit/test_classifier.py prints the new list.
+    Tolerance: the stored list came from one CPU. Others (or other thread counts, other releases of torch)
+    sum in another order: errors of 1e-7 per operation, which six steps at a learning rate of 0.1 amplify;
+    measured between 1 and 2 threads: below 1e-6 relative. A change of the recipe or the network shows in the
+    first decimals. After a wanted change: pytest -s -k seeded_losses prints the new list.
     """
     record = Record()
     fit(VideoClassifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), record)

@@ -1,0 +1,126 @@
+"""Errors in one line and folders for several processes (what needs a run is in tests/test_train.py)."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from dtf.lit import command, resume
+from dtf.lit.command import RunError, explain, nearest, one_line_errors
+
+
+def raised(error: BaseException) -> BaseException:
+    """The error as if our code had raised it... which a test is not part of."""
+    try:
+        raise error
+    except BaseException as caught:
+        return caught
+
+
+def test_only_our_value_errors_are_the_users() -> None:
+    assert explain(raised(ValueError("from elsewhere"))) is None
+    with pytest.raises(ValueError, match="lr must") as ours:
+        command_error()
+    assert explain(ours.value) == str(ours.value)
+
+
+def command_error() -> None:
+    from dtf.lit.optim import OptimConfig
+
+    OptimConfig(name="sgd", lr=-1)
+
+
+def test_faults_of_ours_keep_their_trace(capsys: pytest.CaptureFixture[str]) -> None:
+    for fault in (AssertionError("ours"), TypeError("ours"), KeyError("ours"), IndexError("ours")):
+        with pytest.raises(type(fault)), one_line_errors():
+            raise fault
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (RunError("too\n  many"), "error: too many\n"),
+        (
+            FileNotFoundError(2, "No such file or directory", "x.csv"),
+            "error: x.csv: No such file or directory\n",
+        ),
+        (OSError(28, "No space left on device"), "error: [Errno 28] No space left on device\n"),
+    ],
+)
+def test_one_line(capsys: pytest.CaptureFixture[str], monkeypatch, error: Exception, line: str) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(SystemExit) as end, one_line_errors():
+        raise error
+    assert end.value.code == 1
+    assert capsys.readouterr().err == line
+
+
+def test_full_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    with pytest.raises(RunError), one_line_errors():
+        raise RunError("x")
+
+
+def test_nearest() -> None:
+    assert nearest("lrr", ["lr", "momentum"]) == "; did you mean lr?"
+    assert nearest("zzz", ["lr", "momentum"]) == ""
+
+
+def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (
+        "TORCHELASTIC_RUN_ID",
+        "SLURM_NTASKS",
+        "SLURM_JOB_ID",
+        "RANK",
+        "LOCAL_RANK",
+        command.RUN_FOLDER,
+    ):
+        monkeypatch.delenv(name, raising=False)
+    assert command._share_folder(["seed=1"]) == ["seed=1"]
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
+    assert command._share_folder(["seed=1"]) == ["seed=1", "output=outputs/abc"]
+    assert command._share_folder(["output=x"]) == ["output=x"]
+    monkeypatch.setenv("RANK", "1")
+    assert command._share_folder(["output=x"]) == ["output=x", "hydra.output_subdir=null"]
+
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(RunError, match="name their common folder, output=DIR"):
+        command._share_folder([])
+
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_JOB_ID", "42")
+    assert command._share_folder([])[0] == "output=outputs/slurm-42"
+
+
+def test_a_sweep_names_folders_by_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b"])
+    name = command._run_name(["optim.lr=1e-3", "seed=1", "data.root=/a/b"])
+    assert name == "optim.lr-1e-3"
+    assert "/" not in command._run_name(["data.root=/x/../y", "model='a b'"])
+    long = [command._run_name([f"model={'x' * 200}{i}"]) for i in range(2)]
+    assert len(set(long)) == 2
+    assert all(len(name) < 130 for name in long)
+    assert command._run_name([]) == "default"
+
+
+def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:
+    (tmp_path / "a b'c" / ".hydra").mkdir(parents=True)
+    saved = tmp_path / "a b'c" / ".hydra" / "overrides.yaml"
+    saved.write_text("- model=c2d_tiny\n- output=elsewhere\n")
+    found = resume.expand([f"resume={tmp_path}/a b'c", "trainer.max_epochs=9"])
+    assert found[:2] == ["model=c2d_tiny", "trainer.max_epochs=9"]
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    (output,) = OverridesParser.create().parse_overrides(found[2:])
+    assert output.value() == f"{tmp_path}/a b'c" or str(output.value()) == f"{tmp_path}/a b'c"
+    assert resume.expand(["seed=1"]) == ["seed=1"]
+
+
+def test_changes_leave_out_where_a_run_happens() -> None:
+    old = {"output": "a", "seed": 0, "data": {"root": "/a", "clip_length": 8}, "logger": {"csv": {}}}
+    new = {"output": "b", "seed": 1, "data": {"root": "/b", "clip_length": 8, "flip": 1}, "logger": {}}
+    assert resume.changes(old, new) == ["data.flip: absent -> 1", "seed: 0 -> 1"]

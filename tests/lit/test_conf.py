@@ -1,0 +1,163 @@
+"""Every option of every group in conf/ composes, and builds what it says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from engine import REPOSITORY
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from dtf.lit import build, command
+from dtf.lit.command import plain
+from dtf.lit.optim import OptimConfig
+from dtf.models import list_models
+
+CONF = REPOSITORY / "conf"
+
+
+def options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def settings(*overrides: str, name: str = "train"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose(name, overrides=list(overrides))
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The run's folder, for builders that write there."""
+    # As a process that was started by the first one would find it.
+    monkeypatch.setenv(command.RUN_FOLDER, str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    return tmp_path
+
+
+class Sizes:
+    """What a data module tells a network."""
+
+    num_classes, clip_length = 3, 8
+
+
+def test_no_group_is_forgotten() -> None:
+    groups = {p.name for p in CONF.iterdir() if p.is_dir()}
+    tested = {"model", "data", "optim", "trainer", "logger", "callbacks", "debug", "experiment"}
+    assert groups <= tested | {"sweep"}
+
+
+@pytest.mark.parametrize("option", options("model"))
+def test_model(option: str) -> None:
+    small = {"resnet": ["model.depth=18"], "swin": ["data.crop_px=64", "model.embed_dim=24"]}
+    cfg = settings(f"model={option}", *small.get(option.split("_")[1], []))
+    network = build.build_network(cfg.model, Sizes())  # type: ignore[arg-type]
+    assert network.name.startswith(option)
+    assert network.arguments["num_classes"] == 3
+    assert network.arguments["clip_length"] == 8
+    if "swin" in option:
+        assert network.arguments["image_size"] == 64
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)
+
+
+def test_every_registered_network_has_a_config() -> None:
+    named = set()
+    for option in options("model"):
+        kind = option.split("_")[1]
+        sizes = {
+            "resnet": [f"model.depth={d}" for d in (18, 50, 101)],
+            "swin": [f"model.size={s}" for s in ("tiny", "small", "base", "large")],
+        }
+        for size in sizes.get(kind, ["model.pretrained=false"]):
+            named.add(settings(f"model={option}", size).model.name)
+    assert named == set(list_models())
+
+
+def test_every_argument_of_a_network_can_be_set() -> None:
+    from dtf.models.registry import architecture
+
+    for option in options("model"):
+        cfg = settings(f"model={option}").model
+        arguments = set(architecture(cfg.name).defaults) - {"num_classes", "clip_length"}
+        assert arguments - set(cfg) == set(), option
+
+
+@pytest.mark.parametrize("option", options("data"))
+def test_data(option: str) -> None:
+    cfg = settings(f"data={option}", "data.root=/no/where")
+    assert cfg.data.name == option
+    data = build.instantiate(cfg.data)
+    assert isinstance(data, pl.LightningDataModule)
+    for key in ("clip_length", "crop_px", "mean", "std", "splits", "batch_size"):
+        assert hasattr(data, key)
+
+
+@pytest.mark.parametrize("option", options("optim"))
+def test_optim(option: str) -> None:
+    cfg = settings(f"optim={option}")
+    assert OptimConfig.from_mapping(plain(cfg.optim)).name == option
+
+
+@pytest.mark.parametrize("option", options("trainer"))
+def test_trainer(option: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK")
+    here = [] if option in ("auto", "cpu") else ["trainer.accelerator=cpu"]
+    cfg = settings(f"trainer={option}", *here, *(["trainer.devices=2"] if option == "ddp" else []))
+    trainer = build.build_trainer(cfg.trainer, folder, [], [])
+    assert trainer.max_epochs == cfg.trainer.max_epochs
+    assert trainer.num_devices == (2 if option == "ddp" else 1)
+
+
+@pytest.mark.parametrize("option", options("logger"))
+def test_logger(option: str, folder: Path) -> None:
+    offline = ["logger.wandb.offline=true"] if option == "wandb" else []
+    loggers = build.build_loggers(settings(f"logger={option}", *offline).logger, folder)
+    kinds = {"csv": 1, "none": 0, "tensorboard": 2, "wandb": 2}
+    assert len(loggers) == kinds[option]
+
+
+@pytest.mark.parametrize("option", options("callbacks"))
+def test_callbacks(option: str) -> None:
+    name = "eval" if option == "eval" else "train"
+    callbacks = build.build_callbacks(settings(f"callbacks={option}", name=name).callbacks)
+    checkpoints = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
+    assert len(checkpoints) == (0 if option == "eval" else 2)
+    # `last` holds the state of `best`, so it must be saved after it.
+    assert [c.filename for c in checkpoints] in ([], ["best", "last"])
+
+
+@pytest.mark.parametrize("option", options("debug"))
+@pytest.mark.parametrize("data", options("data"))
+def test_debug(option: str, data: str, folder: Path) -> None:
+    cfg = settings(f"debug={option}", f"data={data}", "data.root=/no/where")
+    build.instantiate(cfg.data)
+    callbacks = build.build_callbacks(cfg.callbacks)
+    build.build_trainer(cfg.trainer, folder, callbacks, [])
+    assert OptimConfig.from_mapping(plain(cfg.optim))
+
+
+@pytest.mark.parametrize("option", options("experiment"))
+def test_experiment(option: str) -> None:
+    cfg = settings(f"experiment={option}", "data.root=/no/where")
+    build.instantiate(cfg.data)
+    build.build_network(cfg.model, Sizes())  # type: ignore[arg-type]
+    OptimConfig.from_mapping(plain(cfg.optim))
+
+
+@pytest.mark.parametrize(("name", "known"), [("train", build.TRAIN_SETTINGS), ("eval", build.EVAL_SETTINGS)])
+def test_top_level(name: str, known: tuple[str, ...]) -> None:
+    assert set(settings(name=name)) == set(known)
+
+
+def test_nothing_is_typed_twice() -> None:
+    """Classes and clip length belong to the data set alone."""
+    for option in options("model"):
+        model = OmegaConf.to_container(settings(f"model={option}").model, resolve=False)
+        assert isinstance(model, dict)
+        assert "num_classes" not in model
+        assert "clip_length" not in model
+        assert model.get("image_size") in (None, "${data.crop_px}")

@@ -1,0 +1,210 @@
+"""eval.py: views, processes, data settings from the checkpoint, wrong inputs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from engine import run_subprocess
+
+from dtf.lit.stored import apply_stored, choose_data
+
+
+def read_scores(folder: Path) -> dict[str, dict[str, str]]:
+    """scores.csv by video, each of which must be there once."""
+    rows = list(csv.DictReader((folder / "scores.csv").open()))
+    by_video = {row["video"]: row for row in rows}
+    assert len(by_video) == len(rows)
+    return by_video
+
+
+@pytest.fixture(scope="module")
+def odd_tree(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder data set with seven good test videos and a text file named .mp4, all ten classes."""
+    config = json.loads((tiny_run / "results.json").read_text())["config"]
+    root = tmp_path_factory.mktemp("odd") / "tree"
+    source = Path(config["data"]["root"])
+    shutil.copytree(source / "train", root / "train")
+    videos = sorted((source / "test").rglob("*.mp4"))
+    for video in videos[::3]:
+        target = root / "test" / video.parent.name / video.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(video, target)
+    broken = root / "test" / "grow" / "broken.mp4"
+    broken.parent.mkdir(exist_ok=True)
+    broken.write_text("no video\n")
+    return root
+
+
+def test_two_processes_equal_one(command, tiny_checkpoint: Path, odd_tree: Path, tmp_path: Path) -> None:
+    common = [f"checkpoint={tiny_checkpoint}", "data=folder", f"data.root={odd_tree}", "views=3x3"]
+    common += ["data.num_workers=0", "data.batch_size=9", "max_bad_fraction=0.2"]
+    one = command("eval.py", *common, "trainer=cpu", f"output={tmp_path}/one")
+    assert one.code == 0, one.err
+    two = run_subprocess(
+        "eval.py",
+        *(*common, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", f"output={tmp_path}/two"),
+    )
+    assert two.code == 0, two.err
+
+    alone, together = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
+    assert len(alone) == 8, "an odd number of batches for two processes would repeat one"
+    assert alone.keys() == together.keys()
+    for video, row in alone.items():
+        other = together[video]
+        assert row["views"] == other["views"] == "9"
+        for name, value in row.items():
+            if name.startswith("score:") and value:
+                # 9 digits are written; sums of a video's views are in float64, in the same order.
+                assert float(other[name]) == pytest.approx(float(value), rel=0, abs=1e-6)
+            else:
+                assert other[name] == value
+    broken = [row for row in alone.values() if row["error"]]
+    assert len(broken) == 1
+    assert "broken.mp4" in broken[0]["error"]
+    assert broken[0]["right"] == "0"
+    found = [json.loads((tmp_path / f / "results.json").read_text()) for f in ("one", "two")]
+    assert found[0]["top1"] == found[1]["top1"]
+    assert found[0]["videos"] == 8
+    assert len(found[0]["broken_videos"]) == 1
+    assert not list((tmp_path / "two").glob("*_1"))
+    assert (tmp_path / "one" / "confusion.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_one_central_view_repeats_the_test_of_training(
+    command, tiny_run: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    done = command("eval.py", f"checkpoint={tiny_checkpoint}", "data.num_workers=0", f"output={tmp_path}/e")
+    assert done.code == 0, done.err
+    before, after = read_scores(tiny_run), read_scores(tmp_path / "e")
+    assert before.keys() == after.keys()
+    for video, row in before.items():
+        for name, value in row.items():
+            if name.startswith("score:"):
+                assert float(after[video][name]) == pytest.approx(float(value), abs=1e-6)
+    about = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert about["network"] == "dtf_tiny"
+    assert about["top1"] == json.loads((tiny_run / "results.json").read_text())["top1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "no checkpoint: add checkpoint=PATH"),
+        (["checkpoint=/no/such.ckpt"], "there is no checkpoint /no/such.ckpt"),
+        (["checkpoint={tmp}"], "is a folder"),
+        (["checkpoint={good}", "data.clip_length=8"], "takes clips of 4 frames, data.clip_length=8"),
+        (["checkpoint={good}", "view=3x3"], "there is no setting view; did you mean views?"),
+        (["checkpoint={good}", "views=3x2"], "views must be CLIPSxCROPS"),
+        (["checkpoint={good}", "data=folder"], "data.root has no value yet"),
+        (["checkpoint={good}", "data=flder"], "there is no data=flder; did you mean folder?"),
+        (["checkpoint={other}"], "weights do not fit the network c2d_tiny"),
+        (
+            ["checkpoint={good}", "data=folder", "data.root={classes}"],
+            "it knows 10 classes, data=folder has 2",
+        ),
+    ],
+)
+def test_a_wrong_input_is_one_line(
+    command, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    content = torch.load(tiny_checkpoint, weights_only=True)
+    content["dtf"]["model"]["name"] = "c2d_tiny"
+    del (
+        content["dtf"]["model"]["arguments"]["kernel_size"],
+        content["dtf"]["model"]["arguments"]["filter_groups"],
+    )
+    other = tmp_path / "other.ckpt"
+    torch.save(content, other)
+    for name in ("one", "two"):
+        target = tmp_path / "classes" / "train" / name
+        target.mkdir(parents=True)
+        (target / "x.mp4").write_text("")
+    places = {"good": tiny_checkpoint, "tmp": tmp_path, "other": other, "classes": tmp_path / "classes"}
+    given = [a.format(**places) for a in arguments]
+    done = command("eval.py", *given, f"output={tmp_path}/e")
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert expected in done.err
+
+
+def test_too_many_broken_videos_fail(command, tiny_checkpoint: Path, odd_tree: Path, tmp_path: Path) -> None:
+    done = command(
+        "eval.py",
+        *(f"checkpoint={tiny_checkpoint}", "data=folder", f"data.root={odd_tree}", "data.num_workers=0"),
+        f"output={tmp_path}/e",
+    )
+    assert done.code == 1
+    assert "test: 1 of 8 videos are broken" in done.err
+    assert "broken.mp4" in done.err
+    assert not (tmp_path / "e" / "results.json").exists()
+
+
+# ---- settings from a checkpoint are not trusted ----------------------------------------------------------
+
+
+def config(**values):
+    from omegaconf import OmegaConf
+
+    base = {"_target_": "ours", "name": "folder", "root": "/ours", "crop_px": 224, "batch_size": 8,
+            "short_side_px": "${.crop_px}", "class_names": None,
+            "sampling": {"test": {"scheme": "dense"}}}  # fmt: skip
+    return OmegaConf.create(base | values)
+
+
+def test_stored_settings_apply_unless_given() -> None:
+    cfg = config()
+    stored = {"name": "folder", "crop_px": 112, "batch_size": 99, "sampling": {"test": {"scheme": "segment"}}}
+    changed = apply_stored(cfg, stored, ["checkpoint=x"])
+    assert cfg.crop_px == 112
+    assert cfg.short_side_px == 112
+    assert cfg.sampling.test.scheme == "segment"
+    assert cfg.batch_size == 8, "belongs to this machine"
+    assert changed == ["data.crop_px=112", "data.sampling.test.scheme=segment"]
+
+    cfg = config()
+    apply_stored(cfg, stored, ["data.crop_px=96", "data.sampling.test.scheme=uniform"])
+    assert cfg.crop_px == 224, "Hydra has put 96 there already; here it is left alone"
+    assert cfg.sampling.test.scheme == "dense"
+
+
+def test_for_another_data_set_only_the_clip_settings_count() -> None:
+    cfg = config(name="k400")
+    apply_stored(cfg, {"name": "folder", "crop_px": 112, "class_names": ["a"]}, [])
+    assert cfg.crop_px == 112
+    assert cfg.class_names is None
+
+
+def test_hostile_settings(tmp_path: Path) -> None:
+    cfg = config()
+    stored = {
+        "_target_": "os.system",
+        "name": "folder",
+        "root": str(tmp_path / "not there"),
+        "unknown": 1,
+        "sampling": {
+            "_target_": "os.system",
+            "test": {"_target_": "os.system"},
+            "new": {"_target_": "os.system"},
+        },
+        "crop_px": {"_target_": "os.system"},
+    }
+    apply_stored(cfg, stored, [])
+    from omegaconf import OmegaConf
+
+    assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(config(), resolve=True)
+    for value in ("${oc.env:HOME}", ["${oc.env:HOME}"], [{"_target_": "os.system"}]):
+        with pytest.raises(ValueError, match="not a "):
+            apply_stored(config(), {"name": "folder", "class_names": value}, [])
+
+
+def test_the_data_set_comes_from_the_checkpoint(tiny_checkpoint: Path) -> None:
+    arguments = [f"checkpoint={tiny_checkpoint}"]
+    assert choose_data(arguments) == [*arguments, "data=motion"]
+    assert choose_data([*arguments, "data=folder"]) == [*arguments, "data=folder"]
+    assert choose_data(["--help"]) == ["--help"]
