@@ -77,7 +77,15 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (
+        SafetensorError,
+        pickle.UnpicklingError,
+        EOFError,
+        RuntimeError,
+        LookupError,
+        ValueError,
+    ) as error:
+        # An unpickler fed with other bytes stumbles in any of these ways.
         raise ValueError(f"{path} is not a readable weights file: {error}") from error
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):

@@ -129,9 +129,9 @@ def create_model(
         arguments["temporal_stride"] = temporal_stride
     arguments.update(overrides)
     arguments = {key: plain(name, key, value) for key, value in arguments.items()}
-    for key in ("num_classes", "clip_length", "temporal_stride"):
-        if not isinstance(arguments[key], int) or isinstance(arguments[key], bool) or arguments[key] < 1:
-            raise ValueError(f"{name}: {key} must be a positive integer, got {arguments[key]!r}")
+    problems = [_problem(key, value, entry.defaults[key]) for key, value in arguments.items()]
+    if any(problems):
+        raise ValueError(f"{name}: {'; '.join(filter(None, problems))}")
     if arguments["clip_length"] % arguments["temporal_stride"]:
         raise ValueError(
             f"{name}: clip_length must be a multiple of temporal_stride, got {arguments['clip_length']} and "
@@ -145,6 +145,26 @@ def create_model(
 
         load_imagenet(model, entry.imagenet if pretrained is True else None, pretrained)
     return model
+
+
+def _problem(key: str, value: Any, default: Any) -> str | None:
+    """Returns what is wrong with an argument, judged by its default's type; ``None`` if nothing is."""
+
+    def positive(number: Any) -> bool:
+        return isinstance(number, int) and not isinstance(number, bool) and number >= 1
+
+    if isinstance(default, float):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
+            return None
+        return f"{key} must be a number from 0 up to but not including 1, got {value!r}"
+    if isinstance(default, list | tuple):
+        if isinstance(value, list) and value and all(map(positive, value)):
+            return None
+        return f"{key} must be a list of positive integers like {list(default)}, got {value!r}"
+    pair = key == "image_size" and isinstance(value, list) and len(value) == 2 and all(map(positive, value))
+    if pair or positive(value):
+        return None
+    return f"{key} must be a positive integer{' or two' if key == 'image_size' else ''}, got {value!r}"
 
 
 def plain(name: str, key: str, value: Any) -> Any:

@@ -129,20 +129,19 @@ def video_resnet(
         kernel_size: Window side K of the temporal filters.
         filter_groups: Filter groups G of the temporal filters.
     """
-    if len(layers) != len(widths) or not layers or min(layers) < 1:
+    if len(layers) != 4 or len(widths) != 4:
         raise ValueError(
-            f"layers and widths must have one positive entry per stage, got {list(layers)} and {list(widths)}"
+            "layers and widths must have one entry for each of the 4 stages, "
+            f"got {list(layers)} and {list(widths)}"
         )
-    if sum(layers) < 2:
-        raise ValueError(f"layers must sum to at least 2 blocks, got {list(layers)}")
     num_steps = clip_length // temporal_stride
     arguments: dict[str, Any] = {}
     if temporal_filter:
         filters = {"num_frames": num_steps, "kernel_size": kernel_size, "filter_groups": filter_groups}
         arguments["block_args"] = {"filter_arguments": filters}
     if stem_width is not None:
-        if stem_width < 2 or stem_width % 2:
-            raise ValueError(f"stem_width must be a positive even number of channels, got {stem_width}")
+        if stem_width % 2:
+            raise ValueError(f"stem_width must be an even number of channels, got {stem_width}")
         # timm fixes the plain stem at 64 channels; its deep stem has 2 * stem_width, and is replaced below.
         arguments.update(stem_type="deep", stem_width=stem_width // 2)
     backbone: Any = ResNet(

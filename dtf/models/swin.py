@@ -105,26 +105,21 @@ def video_swin(
         kernel_size: Window side K of the temporal filters.
         filter_groups: Filter groups G of the temporal filters.
     """
-    sides = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
-    if len(sides) != 2 or min(sides) < _PATCH_PX or any(side % _PATCH_PX for side in sides):
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if height % _PATCH_PX or width % _PATCH_PX:
+        raise ValueError(f"image_size must be multiples of {_PATCH_PX} pixels, got {image_size}")
+    if len(depths) != len(num_heads):
         raise ValueError(
-            f"image_size must be one or two multiples of {_PATCH_PX} pixels (height, width), got {image_size}"
-        )
-    if len(depths) != len(num_heads) or not depths or min(depths) < 1:
-        raise ValueError(
-            f"depths and num_heads must have one positive entry per stage, got {list(depths)} "
-            f"and {list(num_heads)}"
+            f"depths and num_heads must have one entry per stage, got {list(depths)} and {list(num_heads)}"
         )
     for stage, heads in enumerate(num_heads):
-        if heads < 1 or embed_dim * 2**stage % heads:
+        if embed_dim * 2**stage % heads:
             raise ValueError(
-                f"num_heads must divide the channels of each stage: stage {stage} has "
-                f"{embed_dim * 2**stage} channels and {heads} heads"
+                "num_heads must divide the channels of each stage: "
+                f"stage {stage} has {embed_dim * 2**stage} channels and {heads} heads"
             )
-    if window_size < 1:
-        raise ValueError(f"window_size must be a positive number of tokens, got {window_size}")
     backbone: Any = SwinTransformer(
-        img_size=(sides[0], sides[1]),
+        img_size=(height, width),
         patch_size=_PATCH_PX,
         in_chans=3 * temporal_stride,
         num_classes=num_classes,
@@ -146,7 +141,7 @@ def video_swin(
             for index, block in enumerate(stage.blocks):
                 if not any(block.shift_size):
                     stage.blocks[index] = _with_filter(block, filters)
-    return VideoSwin(backbone, clip_length, temporal_stride, (sides[0], sides[1]))
+    return VideoSwin(backbone, clip_length, temporal_stride, (height, width))
 
 
 def _with_filter(block: SwinTransformerBlock, filter_arguments: dict[str, Any]) -> DTFSwinBlock:

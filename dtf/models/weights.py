@@ -104,9 +104,22 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[VideoNetwork, dict[str, 
         raise ValueError(f"{path}: damaged header: {error!r}") from error
     if not isinstance(arguments, dict) or not isinstance(metadata, dict):
         raise ValueError(f"{path}: damaged header: arguments and metadata must be JSON objects")
+    if arguments.pop("pretrained", False) is not False:
+        raise ValueError(f"{path}: damaged header: it must not ask for pretrained weights")
     try:
         model = create_model(name, **arguments)
-        model.load_state_dict(state)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: cannot rebuild {name!r} from it: {error}") from error
+    expected = model.state_dict()
+    misfits = sorted(
+        key
+        for key in {*expected, *state}
+        if key not in expected or key not in state or expected[key].shape != state[key].shape
+    )
+    if misfits:
+        raise ValueError(
+            f"{path}: cannot rebuild {name!r} from it: {len(misfits)} tensors are missing, left over or of "
+            f"another shape, first {misfits[0]}; it was written by another version, or its header was changed"
+        )
+    model.load_state_dict(state)
     return model.eval(), metadata
