@@ -57,6 +57,7 @@ class VideoDataModule(LightningDataModule):
         augment: the other arguments of `TrainTransform`.
         mean, std: of each colour for values in 0..1.
         seed: all randomness is a function of this, the epoch and the video.
+        max_read_seconds: a video that takes longer to read and decode counts as broken; None: no limit.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -81,6 +82,7 @@ class VideoDataModule(LightningDataModule):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int | None = 0,
+        max_read_seconds: float | None = 60.0,
     ) -> None:
         super().__init__()
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
@@ -96,12 +98,15 @@ class VideoDataModule(LightningDataModule):
         self.mean = tuple(float(x) for x in mean)
         self.std = tuple(float(x) for x in std)
         self.seed = 0 if seed is None else seed
+        self.max_read_seconds = max_read_seconds
 
         faults = []
         if batch_size < 1:
             faults.append(f"batch_size must be at least 1, got {batch_size}")
         if self.num_workers < 0:
             faults.append(f"num_workers must be at least 0, got {num_workers}")
+        if max_read_seconds is not None and not max_read_seconds > 0:
+            faults.append(f"max_read_seconds must be above 0 or null, got {max_read_seconds}")
         if self.seed < 0:
             faults.append(f"seed must be at least 0, got {seed}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
@@ -253,7 +258,9 @@ class VideoDataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Random clips, batch_size of them; a short last batch is left out (unless it is the only one)."""
         index = self.index("train")
-        dataset = TrainDataset(index, self.frame_samplers["train"], self.train_transform, self.seed)
+        dataset = TrainDataset(
+            index, self.frame_samplers["train"], self.train_transform, self.seed, self.max_read_seconds
+        )
         sampler = EpochSampler(len(index), shuffle=True, seed=self.seed)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
@@ -270,7 +277,8 @@ class VideoDataModule(LightningDataModule):
         return self.test_dataloader()
 
     def _eval_loader(self, stage: str, transform: TestTransform, num_clips: int) -> ResumableLoader:
-        dataset = EvalDataset(self.index(stage), self.frame_samplers[stage], transform, num_clips)
+        sampling = self.frame_samplers[stage]
+        dataset = EvalDataset(self.index(stage), sampling, transform, num_clips, self.max_read_seconds)
         sampler = EpochSampler(len(dataset), shuffle=False)
         return self._loader(dataset, sampler, max(1, self.batch_size // dataset.num_views), drop_last=False)
 

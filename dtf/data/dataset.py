@@ -10,17 +10,20 @@ Shape letters: B clips, V = N * M views of one video (N clips, M crops), T frame
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dtf.data.decode import VideoError
+from dtf.data.limit import TimeLimitError, call_within
 from dtf.data.lists import VideoIndex
 from dtf.data.sampling import FrameSampler
 from dtf.data.storage import Reader, open_video
 from dtf.data.transforms import Box, TestTransform, TrainTransform
+
+R = TypeVar("R")
 
 MAX_SUBSTITUTES = 10
 """After this many broken videos in a row for one training sample, reading stops."""
@@ -63,15 +66,22 @@ class TrainDataset(Dataset[Sample]):
         sampler: chooses frames.
         transform: crops and augments.
         seed: part of what all randomness is drawn from.
+        max_read_seconds: a video that takes longer counts as broken; None: no limit.
     """
 
     def __init__(
-        self, index: VideoIndex, sampler: FrameSampler, transform: TrainTransform, seed: int = 0
+        self,
+        index: VideoIndex,
+        sampler: FrameSampler,
+        transform: TrainTransform,
+        seed: int = 0,
+        max_read_seconds: float | None = None,
     ) -> None:
         self.index = index
         self.sampler = sampler
         self.transform = transform
         self.seed = seed
+        self.max_read_seconds = max_read_seconds
 
     def __len__(self) -> int:
         return len(self.index)
@@ -88,7 +98,7 @@ class TrainDataset(Dataset[Sample]):
             rng = np.random.default_rng((self.seed, epoch, index, attempt))
             video_index = index if attempt == 0 else int(rng.integers(len(self.index)))
             try:
-                clip, label = self._clip(video_index, rng)
+                clip, label = _call_limited(self, self._clip, video_index, rng)
             except VideoError as error:
                 errors.append(str(error))
                 continue
@@ -134,15 +144,22 @@ class EvalDataset(Dataset[Sample]):
         sampler: chooses frames.
         transform: resizes and crops.
         num_clips: clips per video, N.
+        max_read_seconds: a video that takes longer counts as broken; None: no limit.
     """
 
     def __init__(
-        self, index: VideoIndex, sampler: FrameSampler, transform: TestTransform, num_clips: int = 1
+        self,
+        index: VideoIndex,
+        sampler: FrameSampler,
+        transform: TestTransform,
+        num_clips: int = 1,
+        max_read_seconds: float | None = None,
     ) -> None:
         self.index = index
         self.sampler = sampler
         self.transform = transform
         self.num_clips = num_clips
+        self.max_read_seconds = max_read_seconds
 
     @property
     def num_views(self) -> int:
@@ -157,7 +174,7 @@ class EvalDataset(Dataset[Sample]):
         index = key[1] if isinstance(key, tuple) else key
         error = ""
         try:
-            views = self._views(index)
+            views = _call_limited(self, self._views, index)
         except VideoError as fault:
             error = str(fault)
             size = self.transform.crop_px
@@ -179,6 +196,17 @@ class EvalDataset(Dataset[Sample]):
             clips = self.sampler.test(num_frames, reader.fps, self.num_clips)
             transform = self.transform
             return read_views(reader, clips, transform.crops, transform.num_crops, transform.crop_px)
+
+
+def _call_limited(
+    dataset: TrainDataset | EvalDataset, read: Callable[..., R], video_index: int, *args: Any
+) -> R:
+    """Read a video within the time that the data set allows."""
+    try:
+        return call_within(dataset.max_read_seconds, read, video_index, *args)
+    except TimeLimitError as error:
+        reason = f"{error} to read (data.max_read_seconds) and was given up"
+        raise VideoError(dataset.index.path(video_index), reason) from error
 
 
 def read_views(

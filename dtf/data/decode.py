@@ -26,6 +26,13 @@ PACKET_CAP_BYTES = 64 << 20
 MAX_FILLED_FRACTION = 0.5
 """A read of which more than this share had to be filled from neighbouring frames is refused."""
 
+MAX_DAMAGED_FRACTION = 0.125
+"""A read is refused when more than this share of its packets is damaged: FFmpeg conceals a few well, but what
+is predicted from them looks wrong up to the next key frame."""
+
+MAX_PIXELS = 1 << 26
+"""Larger frames are refused before they fill the memory; 8K has 33 million pixels."""
+
 # Demuxers of plain video files. Playlists and concatenations (hls, dash, concat, image sequences ...) are
 # left out on purpose: such a file, whatever its name, could make FFmpeg open other files or network
 # addresses.
@@ -90,6 +97,7 @@ class VideoReader(Video):
         self.name = os.path.basename(self.path)
         self.errors = 0
         self.filled = 0
+        self._num_fed = 0  # packets given to the decoder
         self.rotation = 0
         self._packet_cap_bytes = packet_cap_bytes
         self._reformatter = av.video.reformatter.VideoReformatter()
@@ -175,6 +183,8 @@ class VideoReader(Video):
         if not pts:
             raise VideoError(self.path, "has a video stream without any frame")
         width, height = self._codec.width, self._codec.height
+        if width * height > MAX_PIXELS:
+            raise VideoError(self.path, f"has frames of {width} x {height} pixels, too large to decode")
         self._size = (width, height) if width > 0 and height > 0 else None
         self._build_table(pts, np.array(is_key), np.array(is_shown))
 
@@ -308,9 +318,15 @@ class VideoReader(Video):
             raise ValueError(f"frame indices must lie in 0..{self.num_frames - 1}, got {given} ({self.name})")
         if self._container is None:
             raise ValueError(f"{self.name} was closed; open a new VideoReader to read from it")
-        filled_before = self.filled
-        yield from self._iter_counted(wanted) if self._sequential else self._iter_by_stamp(wanted)
-        filled = self.filled - filled_before
+        filled, errors, num_fed = self.filled, self.errors, self._num_fed
+        try:
+            yield from self._iter_counted(wanted) if self._sequential else self._iter_by_stamp(wanted)
+        except (av.FFmpegError, OSError) as error:  # the file went away or cannot be read any more
+            reason = f"cannot be read ({error.strerror or type(error).__name__})"
+            raise VideoError(self.path, reason) from error
+        filled, errors, num_fed = self.filled - filled, self.errors - errors, self._num_fed - num_fed
+        if errors > MAX_DAMAGED_FRACTION * num_fed:
+            raise VideoError(self.path, f"is damaged: {errors} of {num_fed} packets could not be decoded")
         if filled > MAX_FILLED_FRACTION * len(wanted):
             raise VideoError(self.path, f"{filled} of {len(wanted)} wanted frames could not be decoded")
 
@@ -393,6 +409,7 @@ class VideoReader(Video):
                 if skips and skipping is (position in wanted):  # type: ignore[operator]
                     skipping = not skipping
                     codec.skip_frame = "NONREF" if skipping else "DEFAULT"
+                self._num_fed += 1
                 try:
                     yield from codec.decode(packet)
                 except av.FFmpegError:
