@@ -20,6 +20,9 @@ from dtf.data.decode import VideoError, VideoReader
 from dtf.data.pool import Stop
 from dtf.data.storage import Reader, open_video
 
+PART = ".part"
+"""Ending of files that are being written."""
+
 TIME_BASE = Fraction(1, 90_000)
 """Of resized copies: divides the frame times of all usual rates."""
 
@@ -39,7 +42,7 @@ class Encoding:
     """
 
     short_side_px: int
-    keyframe_distance: int = 250
+    keyframe_distance: int = 60
     crf: int = 20
     preset: str = "veryfast"
 
@@ -106,7 +109,9 @@ def resize(job: Resize) -> dict[str, Any]:
     """
     torch.set_num_threads(1)
     folder, name = os.path.split(job.target)
-    part = os.path.join(folder, f".{name}.part")  # hidden, so that nothing takes it for a video
+    # Hidden, so that nothing takes it for a video; numbered, so that a process that a killed run has left
+    # behind does not meddle with it.
+    part = os.path.join(folder, f".{name}.{os.getpid()}{PART}")
     try:
         os.makedirs(folder, exist_ok=True)
         if os.path.isdir(job.path):

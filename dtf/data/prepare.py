@@ -35,7 +35,7 @@ from rich.text import Text
 
 from dtf.data import annotations as ann
 from dtf.data.decode import printable
-from dtf.data.jobs import Encoding, Probe, Resize, probe, resize
+from dtf.data.jobs import PART, Encoding, Probe, Resize, probe, resize
 from dtf.data.lists import VIDEO_EXTENSIONS, is_video_name, raise_faults, read_list
 from dtf.data.pool import Lost, Stop, run_isolated
 
@@ -299,12 +299,18 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         )
     settings = {"dataset": args.dataset, "resize": dataclasses.asdict(encoding) if encoding else None}
     with open_journal(out / LISTS / _JOURNAL, settings) as journal:
+        if encoding:
+            _remove_parts(out)
         journal.load(videos, retry_failed=args.retry_failed)
         _run(videos, journal, args, root, out, encoding, console)
         videos.check_folders()
         report = _write_results(videos, journal, out, notes, skipped, args, files)
     console.print(_table(report))
     console.print(f"lists and report: {out / LISTS}", markup=False, highlight=False)
+    if not any(row["usable"] for row in report["splits"].values()):
+        raise ValueError(
+            f"none of the {videos.num_found} videos can be used; {out / LISTS}/excluded.csv says why"
+        )
     return report
 
 
@@ -760,15 +766,20 @@ def _run(
     console: Console,
 ) -> None:
     """Probe or resize every video that is not known yet, and note each result at once."""
-    pending: dict[Probe | Resize, tuple[int, os.stat_result]] = {}
+    pending: dict[Probe | Resize, tuple[int, tuple[int, int]]] = {}
     full = encoding is not None or args.check == "full"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("resize" if encoding else "check", total=videos.num_found)
 
-        def note(i: int, status: os.stat_result, result: Mapping[str, Any]) -> None:
-            head = {"name": videos.ids[i].decode(), "path": videos.path(i), "size": status.st_size}
-            record = {**head, "time": status.st_mtime_ns, "full": full, **result}
+        def note(i: int, stamp: tuple[int, int], result: Mapping[str, Any]) -> None:
+            head = {
+                "name": videos.ids[i].decode(),
+                "path": videos.path(i),
+                "size": stamp[0],
+                "time": stamp[1],
+            }
+            record = {**head, "full": full, **result}
             videos.take(i, record, journal.append(record))
             progress.advance(task)
 
@@ -778,17 +789,21 @@ def _run(
                 try:
                     status = os.stat(path)
                 except OSError as error:
-                    videos.state[i] = _MISSING
-                    progress.console.print(f"{printable(path)}: {error.strerror}", markup=False)
+                    reason = "is a link to a missing file" if os.path.islink(path) else error.strerror
+                    if _is_known(videos, i, (-1, -1), full, None):
+                        progress.advance(task)
+                    else:
+                        note(i, (-1, -1), {"error": reason})
                     continue
+                stamp = (status.st_size, status.st_mtime_ns)
                 target = os.path.join(out, os.path.splitext(videos.path(i))[0])
-                if _is_known(videos, i, status, full, out if encoding else None):
+                if _is_known(videos, i, stamp, full, out if encoding else None):
                     progress.advance(task)
                 elif fault := _unlistable(videos.path(i)):
-                    note(i, status, {"error": fault})
+                    note(i, stamp, {"error": fault})
                 else:
                     job = Resize(path, target, encoding) if encoding else Probe(path, full)
-                    pending[job] = (i, status)
+                    pending[job] = (i, stamp)
                     yield job
 
         results = run_isolated(
@@ -799,13 +814,21 @@ def _run(
         )
         with contextlib.closing(results):
             for job, result in results:
-                i, status = pending.pop(job)
-                note(i, status, {"error": result.reason} if isinstance(result, Lost) else result)
+                i, stamp = pending.pop(job)
+                note(i, stamp, {"error": result.reason} if isinstance(result, Lost) else result)
 
 
-def _is_known(videos: Videos, i: int, status: os.stat_result, full: bool, out: Path | None) -> bool:
+def _remove_parts(out: Path) -> None:
+    """Remove what a killed run was about to write."""
+    for folder, _, names in os.walk(out):
+        for name in names:
+            if name.startswith(".") and name.endswith(PART):
+                os.unlink(os.path.join(folder, name))
+
+
+def _is_known(videos: Videos, i: int, stamp: tuple[int, int], full: bool, out: Path | None) -> bool:
     """Whether an earlier run has looked at this very file as thoroughly as this run would."""
-    if (videos.size[i], videos.time[i]) != (status.st_size, status.st_mtime_ns):
+    if videos.state[i] == _MISSING or (videos.size[i], videos.time[i]) != stamp:
         return False
     if videos.state[i] == _EXCLUDED:
         return True
@@ -940,7 +963,7 @@ def _csv_row(*fields: str) -> str:
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     """Write a file that appears complete or not at all; odd bytes of file names are kept."""
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name}{PART}")
     with open(part, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
         file.writelines(lines)
         file.flush()

@@ -1,4 +1,4 @@
-"""Jobs of tests/data/test_pool.py, in a module of their own that worker processes can import quickly."""
+"""What tests run in processes of their own, in a module that those can import quickly."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 import signal
 import time
 
+from dtf.data.jobs import probe
 from dtf.data.pool import Stop
+from dtf.data.prepare import main
 
 
 def work(job):
@@ -26,3 +28,17 @@ def work(job):
     if job == "stop":
         raise Stop("the disk is full")
     return os.getpid() if job == "pid" else 2 * job
+
+
+def probe_with_bad_decoder(job):
+    """`probe`, but with a decoder that hangs at one video and crashes at another."""
+    if os.path.basename(job.path).startswith("HANG"):
+        time.sleep(600)
+    if os.path.basename(job.path).startswith("CRASH"):
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return probe(job)
+
+
+def prepare(arguments):
+    """`python -m dtf.data.prepare` without a new interpreter."""
+    raise SystemExit(main(arguments))
