@@ -227,12 +227,17 @@ def test_16_bit_error_is_at_most_twice_that_of_the_reference(dtype, training):
     assert errors[0].mean() <= 2 * errors[1].mean()
 
 
-def test_autocast_leaves_a_float32_clip_alone():
+def test_autocast_of_a_float32_clip():
     block = awake(DTFBlock(16, 4)).eval()
     x = clip(2, 16, 4, 5, 6, dtype=torch.float32)
     expected = block(x)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.float16):
         assert torch.equal(block(x), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = block(x)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, expected)  # the mix multiplies in bfloat16
+    assert_close(rounded, expected, 1e-2)
 
 
 def test_transforms_survive_changes_of_dtype():

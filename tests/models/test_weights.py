@@ -62,6 +62,15 @@ def test_a_failed_write_keeps_the_former_file(tmp_path, model, monkeypatch):
     assert os.listdir(tmp_path) == ["a.safetensors"]
 
 
+def test_a_new_file_replaces_the_former_one_at_once(tmp_path, model):
+    path = tmp_path / "a.safetensors"
+    save_weights(path, model, {"version": 1})
+    os.link(path, tmp_path / "held")  # a reader that still has the former file open
+    save_weights(path, model, {"version": 2})
+    assert load_weights(path)[1] == {"version": 2}
+    assert load_weights(tmp_path / "held")[1] == {"version": 1}
+
+
 def test_saving_refuses_what_could_not_be_loaded(tmp_path, model):
     with pytest.raises(ValueError, match="metadata must be JSON data"):
         save_weights(tmp_path / "a.safetensors", model, {"x": object()})
