@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -175,7 +176,14 @@ class VideoDataModule(LightningDataModule):
         indexes = {stage: self.read_split(stage, faults) for stage in todo}
         raise_faults(self._where, faults)
         for stage, index in indexes.items():
-            log.info("%s: %s has %d videos of %d classes", self.name, stage, len(index), self.num_classes)
+            log.info(
+                "%s: %s has %d videos of %d classes%s",
+                self.name,
+                stage,
+                len(index),
+                self.num_classes,
+                self._coverage(stage, index),
+            )
         self._indexes.update(indexes)
 
     def read_class_names(self) -> list[str]:
@@ -214,6 +222,18 @@ class VideoDataModule(LightningDataModule):
         if self._split_path(stage).is_dir():
             return index_folder(self.root, split, self.class_names, faults)
         return read_list(self.root, split, self.class_names, faults)
+
+    def _coverage(self, stage: str, index: VideoIndex) -> str:
+        """What `dtf.data.prepare` reports about a list: how many annotated videos it leaves out."""
+        path = self._split_path(stage)
+        try:
+            row = json.loads((path.parent / "report.json").read_text("utf-8"))["splits"][path.stem]
+            listed, annotated, excluded = (int(row[key]) for key in ("listed", "annotated", "excluded"))
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""  # a list from elsewhere
+        if listed != len(index):
+            log.warning("%s: lists %d videos, its report.json says %d", path, len(index), listed)
+        return f"; {excluded} of {annotated} annotated ones are left out, see {path.parent / 'excluded.csv'}"
 
     @property
     def _where(self) -> str:

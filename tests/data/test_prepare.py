@@ -120,6 +120,20 @@ def test_prepared_lists_become_batches(layouts, name):
     assert torch.isfinite(batch["video"]).all()
 
 
+def test_the_data_module_says_what_its_lists_leave_out(layouts, tmp_path, caplog):
+    root = tmp_path / "d"
+    shutil.copytree(layouts("diving48").root, root, symlinks=True)
+    with caplog.at_level("INFO"):
+        data_module("diving48", root).index("train")
+    assert "train has 4 videos of 48 classes; 7 of 11 annotated ones are left out" in caplog.text
+    assert "report.json says" not in caplog.text
+    with open(root / "lists" / "test.txt") as file:
+        lines = file.readlines()
+    (root / "lists" / "test.txt").write_text("".join(lines[1:]))
+    data_module("diving48", root).index("test")
+    assert "lists 3 videos, its report.json says 4" in caplog.text
+
+
 def test_configs_follow_the_protocols_of_the_field():
     k400, ssv2, diving48 = (data_module(name, "somewhere") for name in ("k400", "ssv2", "diving48"))
     assert {d.frame_samplers[s].scheme for d in (k400,) for s in ("train", "val", "test")} == {"dense"}
