@@ -205,7 +205,7 @@ def _call_limited(
     try:
         return call_within(dataset.max_read_seconds, read, video_index, *args)
     except TimeLimitError as error:
-        reason = f"{error} to read (data.max_read_seconds) and was given up"
+        reason = f"took longer than max_read_seconds={dataset.max_read_seconds:g} and was given up"
         raise VideoError(dataset.index.path(video_index), reason) from error
 
 

@@ -117,7 +117,9 @@ class VideoReader(Video):
             raise VideoError(self.path, "is a link to a missing file" if dangling else "does not exist")
         if os.path.isdir(self.path):
             raise VideoError(self.path, "is a folder, not a video file")
-        if os.path.isfile(self.path) and os.path.getsize(self.path) == 0:
+        if not os.path.isfile(self.path):  # opening a pipe would wait for its other end
+            raise VideoError(self.path, "is not a regular file")
+        if os.path.getsize(self.path) == 0:
             raise VideoError(self.path, "is empty (0 bytes)")
         try:
             self._container = self._open_container()
