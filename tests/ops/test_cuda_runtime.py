@@ -14,7 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dtf.ops import dispatch, frame_wise_aggregation, temporal_aggregation
 from dtf.ops.cuda import runtime
-from dtf.ops.cuda.source import choose, render
+from dtf.ops.cuda.source import Variant, render
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
 
 
 def test_launch_uses_the_device_and_the_current_stream_of_the_tensor(cuda: types.SimpleNamespace) -> None:
-    variant = choose([torch.empty(1, 8, 2, 5, 4)], [], 3)
+    variant = Variant(torch.float32, 3, channels_last=False, vector=1, lanes=1)
     for index in (0, 1, 1):
         runtime.launch("enrich", variant, 7, [2**40, -1], torch.device("cuda", index))
     assert cuda.current == 0
@@ -70,7 +70,7 @@ def test_launch_uses_the_device_and_the_current_stream_of_the_tensor(cuda: types
 
 
 def test_launch_caps_the_grid_and_skips_empty_work(cuda: types.SimpleNamespace) -> None:
-    variant = choose([torch.empty(1, 8, 2, 5, 4)], [], 3)
+    variant = Variant(torch.float32, 3, channels_last=False, vector=1, lanes=1)
     runtime.launch("enrich", variant, 0, [], torch.device("cuda", 0))
     assert not cuda.launches
     runtime.launch("enrich", variant, 2**40, [], torch.device("cuda", 0))

@@ -14,6 +14,14 @@ import torch
 
 from dtf.ops.cuda.source import DEFINES, STATIC_SHARED_BYTES, Variant, accumulator, choose, render
 
+
+def choose_for(
+    x: torch.Tensor, kernel_size: int = 3, aligned: bool = True, maps: tuple[int, ...] = ()
+) -> Variant:
+    strides = (maps,) if maps else ()
+    return choose(x.dtype, tuple(x.shape), tuple(x.stride()), strides, aligned, kernel_size)
+
+
 LAYOUTS = {"planar": (False, False), "channels_last": (True, False), "channels_last_unaligned": (True, True)}
 
 
@@ -23,7 +31,7 @@ def variant(dtype: torch.dtype, layout: str, kernel_size: int = 3) -> Variant:
     x = torch.empty(2, channels, 3, 5, 6, dtype=dtype)
     if channels_last:
         x = x.contiguous(memory_format=torch.channels_last_3d)
-    chosen = choose([x], [], kernel_size)
+    chosen = choose_for(x, kernel_size)
     assert chosen.channels_last == channels_last
     assert (chosen.vector == 1) == (unaligned or not channels_last)
     return chosen
@@ -46,7 +54,7 @@ def test_render_is_complete_and_names_its_variant(dtype: torch.dtype, layout: st
 
 def test_sizes_are_arguments_not_source_text() -> None:
     texts = {
-        render(choose([torch.empty(b, c, t, h, w)], [], 3))
+        render(choose_for(torch.empty(b, c, t, h, w)))
         for b, c, t, h, w in [(1, 8, 2, 5, 6), (3, 64, 7, 9, 31), (2, 5, 1, 2, 1)]
     }
     assert len(texts) == 1
@@ -54,17 +62,18 @@ def test_sizes_are_arguments_not_source_text() -> None:
 
 def test_alignment_decides_the_width_of_accesses() -> None:
     wide = torch.empty(1, 64, 2, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last_3d)
-    assert choose([wide], [], 3).vector == 8
-    shifted = torch.empty(64 * 32 + 1, dtype=torch.bfloat16)[1:].as_strided(wide.shape, wide.stride())
-    assert choose([wide, shifted], [], 3).vector == 1
+    assert choose_for(wide).vector == 8
+    assert choose_for(wide, aligned=False).vector == 1
+    gaps = torch.empty(1, 65, 2, 4, 4).contiguous(memory_format=torch.channels_last_3d)[:, :64]
+    assert choose_for(gaps).vector == 1
 
 
 def test_far_offsets_within_a_frame_take_64_bits() -> None:
     small = torch.empty(1, 64, 2, 4, 4, device="meta")
     large = torch.empty(1, 1, 1, 40_000, 40_000, device="meta")
-    assert not choose([small], [], 3).wide_offsets
-    assert choose([large], [], 3).wide_offsets
-    assert choose([small], [large], 3).wide_offsets
+    assert not choose_for(small).wide_offsets
+    assert choose_for(large).wide_offsets
+    assert choose_for(small, maps=(1, 1, 1, 2**30, 1)).wide_offsets
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 5, 7, 9, 15, 31])
@@ -75,7 +84,7 @@ def test_blocks_stay_within_static_shared_memory(dtype: torch.dtype, kernel_size
         x = torch.empty(1, channels, 2, 4, 4, dtype=dtype)
         if LAYOUTS[layout][0]:
             x = x.contiguous(memory_format=torch.channels_last_3d)
-        chosen = choose([x], [], kernel_size)
+        chosen = choose_for(x, kernel_size)
         assert chosen.threads % 32 == 0
         assert chosen.threads <= 1024
         if chosen.channels_last:

@@ -10,12 +10,13 @@ Gradients of gradients are left to the reference backend.
 """
 
 # No postponed annotations here: torch reads them.
+import functools
 from typing import Any
 
 import torch
 
 from dtf.ops.cuda import runtime
-from dtf.ops.cuda.source import accumulator, choose
+from dtf.ops.cuda.source import VECTOR_BYTES, Variant, accumulator, choose
 
 Tensor = torch.Tensor
 
@@ -48,6 +49,28 @@ def _new_maps(x: Tensor, rows: int, dtype: torch.dtype) -> Tensor:
     return torch.empty_permuted(sizes, order, dtype=dtype, device=x.device)
 
 
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    map_strides: tuple[tuple[int, ...], ...],
+    aligned: bool,
+    kernel_size: int,
+    dilation: int,
+    backward: bool,
+) -> tuple[Variant, int, tuple[int, ...]]:
+    """Returns a launch's variant, number of blocks, and arguments behind the pointers and flags."""
+    batch, _, frames, height, width = shape
+    variant = choose(dtype, shape, strides, map_strides, aligned, kernel_size)
+    # Beyond the frame every off-centre pixel is outside, however far.
+    dilation = min(dilation, max(height, width))
+    pixels = variant.pixels_backward if backward else variant.pixels
+    wide, tiles = variant.tile(height, width, dilation, pixels)
+    numbers = [*strides, *(stride for each in map_strides for stride in each), *shape, dilation, wide]
+    return variant, batch * frames * tiles, tuple(numbers)
+
+
 def _launch(
     kernel: str,
     clips: list[Tensor],
@@ -59,19 +82,23 @@ def _launch(
     backward: bool = False,
 ) -> None:
     x = clips[0]
-    batch, channels, frames, height, width = x.shape
     assert all(_same_layout(clip, x) for clip in clips), "clips of a launch share their strides"
-    variant = choose(clips, maps, kernel_size)
-    # Beyond the frame every off-centre pixel is outside, however far.
-    dilation = min(dilation, max(height, width))
-    pixels = variant.pixels_backward if backward else variant.pixels
-    wide, tiles = variant.tile(height, width, dilation, pixels)
-    arguments = [0 if pointer is None else pointer.data_ptr() for pointer in pointers] + flags
-    arguments += x.stride()
-    for map_ in maps:
-        arguments += map_.stride()
-    arguments += [batch, channels, frames, height, width, dilation, wide]
-    runtime.launch(kernel, variant, batch * frames * tiles, arguments, x.device)
+    aligned = not any(clip.data_ptr() % VECTOR_BYTES for clip in clips)
+    strides = tuple(x.stride())
+    plan = _plan(
+        x.dtype,
+        tuple(x.shape),
+        strides,
+        tuple(tuple(map_.stride()) for map_ in maps),
+        aligned,
+        kernel_size,
+        dilation,
+        backward,
+    )
+    variant, blocks, numbers = plan
+    arguments = [0 if pointer is None else pointer.data_ptr() for pointer in pointers]
+    arguments += [*flags, *numbers]
+    runtime.launch(kernel, variant, blocks, arguments, x.device)
 
 
 @torch.library.custom_op(

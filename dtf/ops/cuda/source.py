@@ -124,37 +124,45 @@ class Variant:
         return dilation * _ceil_div(_ceil_div(size, dilation), pixels)
 
 
-def choose(clips: list[torch.Tensor], maps: list[torch.Tensor], kernel_size: int) -> Variant:
+def choose(
+    dtype: torch.dtype,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    map_strides: tuple[tuple[int, ...], ...],
+    aligned: bool,
+    kernel_size: int,
+) -> Variant:
     """Returns the variant that a launch takes.
 
     Args:
-        clips: Every clip (B, C, T, H, W) of the launch, of one dtype and equal strides.
-        maps: Every tensor of maps (B, rows, T, H, W), any strides.
+        dtype: Dtype of the clips.
+        shape: (B, C, T, H, W) of the clips.
+        strides: Their strides, in elements.
+        map_strides: Strides of each tensor of maps (B, rows, T, H, W).
+        aligned: Whether every clip starts at a multiple of 16 bytes.
         kernel_size: Window side K.
     """
-    x = clips[0]
-    channels = x.shape[1]
+    channels = shape[1]
     # A single channel is adjacent to itself in any layout; pixels are then the better axis.
-    channels_last = x.stride(1) == 1 and channels > 1
-    frame = (1, 3, 4) if channels_last else (3, 4)
-    wide = max([_span(x, frame), *(_span(m, (3, 4)) for m in maps)]) > NARROW_OFFSETS
+    channels_last = strides[1] == 1 and channels > 1
+    span = max(_span(shape, each, (3, 4)) for each in (strides, *map_strides))
+    wide = span + channels_last * channels > NARROW_OFFSETS
     if not channels_last:
-        return Variant(x.dtype, kernel_size, channels_last, vector=1, lanes=1, wide_offsets=wide)
-    vector = VECTOR_BYTES // x.dtype.itemsize
-    steps = [channels, *(x.stride(d) for d in (0, 2, 3, 4) if x.shape[d] > 1)]
-    aligned = all(clip.data_ptr() % VECTOR_BYTES == 0 for clip in clips)
+        return Variant(dtype, kernel_size, channels_last, vector=1, lanes=1, wide_offsets=wide)
+    vector = VECTOR_BYTES // dtype.itemsize
+    steps = [channels, *(strides[d] for d in (0, 2, 3, 4) if shape[d] > 1)]
     if not aligned or any(step % vector for step in steps):
-        return Variant(x.dtype, kernel_size, channels_last, vector=1, lanes=WARP, wide_offsets=wide)
+        return Variant(dtype, kernel_size, channels_last, vector=1, lanes=WARP, wide_offsets=wide)
     lanes = 8
     while lanes < WARP and (
-        lanes * vector < channels or WARP // lanes * _run_bytes(x.dtype, kernel_size) > STATIC_SHARED_BYTES
+        lanes * vector < channels or WARP // lanes * _run_bytes(dtype, kernel_size) > STATIC_SHARED_BYTES
     ):
         lanes *= 2
-    return Variant(x.dtype, kernel_size, channels_last, vector, lanes, wide)
+    return Variant(dtype, kernel_size, channels_last, vector, lanes, wide)
 
 
-def _span(x: torch.Tensor, dims: tuple[int, ...]) -> int:
-    return sum((x.shape[d] - 1) * x.stride(d) for d in dims) + 1
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], dims: tuple[int, ...]) -> int:
+    return sum((shape[d] - 1) * strides[d] for d in dims) + 1
 
 
 def _pixels(kernel_size: int) -> int:
