@@ -70,12 +70,15 @@ def _pieces(frames: Tensor) -> Iterator[tuple[slice, slice, int, int]]:
     if frames.device.type != "cpu":
         yield slice(None), slice(None), 0, height
         return
-    rows = min(height, max(1, _PIECE // (width * channels)))
-    group = max(1, _PIECE // (height * width * channels))
-    for clip in range(batch):
+    row = width * channels
+    num_rows = min(height, max(1, _PIECE // row))
+    group = min(max(1, num_frames), max(1, _PIECE // (height * row)))
+    num_clips = max(1, _PIECE // max(1, num_frames * height * row))
+    for clip in range(0, batch, num_clips):
         for first in range(0, num_frames, group):
-            for top in range(0, height, rows):
-                yield slice(clip, clip + 1), slice(first, first + group), top, min(top + rows, height)
+            for top in range(0, height, num_rows):
+                bottom = min(top + num_rows, height)
+                yield slice(clip, clip + num_clips), slice(first, first + group), top, bottom
 
 
 def _overlaps(

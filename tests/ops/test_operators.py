@@ -162,7 +162,8 @@ def test_any_size_equals_the_reference(shape, kernel_size, dilation):
 def test_pieces_of_work_join_without_seams(op, monkeypatch):
     x, attention = make((2, 3, 5, 9, 6), 5)
     expected = run(op, x, attention, (5, 2), "reference")
-    for piece in (1, 40, 200, 600):  # one row, some rows, one frame, several frames at a time
+    # One row, some rows, one frame, several frames, one clip, both clips at a time.
+    for piece in (1, 40, 200, 600, 900, 2000):
         monkeypatch.setattr("dtf.ops.window._PIECE", piece)
         assert_close(run(op, x, attention, (5, 2), "torch"), expected, 1e-12)
 
