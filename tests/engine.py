@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import pytorch_lightning as pl
+
+from dtf.lit.command import RunError
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 
 
@@ -28,6 +32,17 @@ FULL_RECIPE = [
     *("data.augment.crop=random_resized", "data.augment.flip=0.5", "data.num_workers=2"),
     *("trainer=cpu", "trainer.max_epochs=4", "trainer.log_every_n_steps=1"),
 ]
+
+
+class StopAtStep(pl.Callback):
+    """Ends a run as a fault in the middle of an epoch would: `+callbacks.stop={_target_:engine.StopAtStep,step:8}`."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            raise RunError(f"stopped at step {self.step}")
 
 
 def run_subprocess(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Outcome:

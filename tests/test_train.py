@@ -116,6 +116,26 @@ def test_a_killed_run_resumes_to_the_very_same_weights(
     assert (tiny_run / "scores.csv").read_text() == (folder / "scores.csv").read_text()
 
 
+def test_a_run_resumes_within_an_epoch(command, tiny_data: list[str], tmp_path: Path) -> None:
+    """Five steps an epoch; stopped at step 8, saved at step 6."""
+    arguments = [*tiny_data, *FULL_RECIPE, "callbacks=none", "callbacks.last.every_n_steps=3"]
+    unbroken = command("train.py", *arguments, f"output={tmp_path}/unbroken")
+    assert unbroken.code == 0, unbroken.err
+    stop = "+callbacks.stop={_target_:engine.StopAtStep,step:8}"
+    broken = command("train.py", *arguments, stop, f"output={tmp_path}/resumed")
+    assert broken.err == "error: stopped at step 8\n"
+    last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("unbroken", "resumed")]
+    assert torch.load(last[1], weights_only=True)["global_step"] == 6
+    resumed = command("train.py", *arguments, f"output={tmp_path}/resumed")
+    assert resumed.code == 0, resumed.err
+    a, b = (torch.load(path, weights_only=True) for path in last)
+    assert a["global_step"] == 18
+    for key in ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch"):
+        assert_same(a[key], b[key], key)
+    scores = [(path.parents[1] / "scores.csv").read_text() for path in last]
+    assert scores[0] == scores[1]
+
+
 def test_a_finished_run_is_not_run_again(command, tiny_run: Path, tiny_data: list[str]) -> None:
     before = (tiny_run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     done = command("train.py", *tiny_data, *FULL_RECIPE, f"output={tiny_run}")

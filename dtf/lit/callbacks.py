@@ -27,12 +27,18 @@ def best_checkpoint(monitor: str, mode: str) -> ModelCheckpoint:
     return _checkpoint("best", monitor=monitor, mode=mode)
 
 
-def last_checkpoint() -> ModelCheckpoint:
+def last_checkpoint(every_n_steps: int | None = None) -> ModelCheckpoint:
     """OUTPUT/checkpoints/last.ckpt at the end of every epoch: where a resumed run goes on.
 
     Not ModelCheckpoint's `save_last`: that one is only written when there is a new best one.
+
+    Args:
+        every_n_steps: write it after every so many optimiser steps instead, for long epochs. A resumed run goes
+            on within the epoch.
     """
-    return _checkpoint("last")
+    if every_n_steps is None:
+        return _checkpoint("last")
+    return _checkpoint("last", every_n_train_steps=every_n_steps, save_on_train_epoch_end=False)
 
 
 def _checkpoint(name: str, **settings: Any) -> ModelCheckpoint:
@@ -40,10 +46,9 @@ def _checkpoint(name: str, **settings: Any) -> ModelCheckpoint:
         dirpath=run_folder() / "checkpoints",
         filename=name,
         save_top_k=1,
-        # At the end of the epoch, after its validation: then the loops resume at the start of the next one.
-        save_on_train_epoch_end=True,
         enable_version_counter=False,
-        **settings,
+        # At the end of the epoch, after its validation: then the loops resume at the start of the next one.
+        **({"save_on_train_epoch_end": True} | settings),
     )
 
 

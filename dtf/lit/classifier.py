@@ -124,8 +124,8 @@ class VideoClassifier(pl.LightningModule):
     def _num_steps(self) -> tuple[int, int]:
         """Optimiser steps of the run and of an epoch.
 
-        Not `trainer.estimated_stepping_batches`: that one starts the loader's workers before a resumed run
-        has restored the loader's place, so that the first epoch after resuming would read the wrong videos.
+        Not `trainer.estimated_stepping_batches`: that one sets up the loader before a resumed run has restored
+        its place, so that a run resumed within an epoch would begin that epoch again.
         """
         trainer = self.trainer
         datamodule = getattr(trainer, "datamodule")  # noqa: B009 - Lightning sets it without declaring it

@@ -112,11 +112,11 @@ def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:
     saved = tmp_path / "a b'c" / ".hydra" / "overrides.yaml"
     saved.write_text("- model=c2d_tiny\n- output=elsewhere\n")
     found = resume.expand([f"resume={tmp_path}/a b'c", "trainer.max_epochs=9"])
-    assert found[:2] == ["model=c2d_tiny", "trainer.max_epochs=9"]
+    assert [found[0], found[2]] == ["model=c2d_tiny", "trainer.max_epochs=9"]
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    (output,) = OverridesParser.create().parse_overrides(found[2:])
-    assert output.value() == f"{tmp_path}/a b'c" or str(output.value()) == f"{tmp_path}/a b'c"
+    (output,) = OverridesParser.create().parse_overrides([found[1]])
+    assert str(output.value()) == f"{tmp_path}/a b'c"
     assert resume.expand(["seed=1"]) == ["seed=1"]
 
 

@@ -38,7 +38,7 @@ def test_swin_position_tables_are_not_decayed() -> None:
         image_size=32,
         embed_dim=12,
         depths=[1, 1, 1, 1],
-        num_heads=[1, 1, 1, 1],
+        num_heads=[2, 2, 2, 2],
         window_size=2,
         filter_groups=1,
     )
