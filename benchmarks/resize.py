@@ -91,7 +91,7 @@ def measure(video: Path, scratch: Path, rounds: int) -> None:
         shape = tuple(reader.read([0]).shape[2:])
         print(f"\n{video.name}: {shape[1]}x{shape[0]}, {reader.num_frames} frames, {reader.fps:g} fps")
     rows = {"original": (video, 0.0)}
-    settings = [(d, 20) for d in DISTANCES] + [(250, q) for q in QUALITIES if q != 20]
+    settings = [(d, 20) for d in DISTANCES] + [(60, q) for q in QUALITIES if q != 20]
     for distance, crf in settings:
         name = f"g{distance} crf{crf}"
         start = time.process_time()

@@ -8,7 +8,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,6 +17,7 @@ import official_layout
 import pool_functions
 import pytest
 import torch
+from engine import TINY_MODEL
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 from video_files import numbers_of, write_video
@@ -118,6 +118,29 @@ def test_prepared_lists_become_batches(layouts, name):
     batch = data.on_after_batch_transfer(next(iter(data.val_dataloader())), 0)
     assert batch["video"].dtype == torch.float32
     assert torch.isfinite(batch["video"]).all()
+
+
+@pytest.mark.parametrize("name", sorted(DATA_SETS))
+def test_training_and_evaluation_run_on_prepared_lists(command, layouts, tmp_path, name):
+    layout = layouts(name)
+    clips = ["crop_px=32", "short_side_px=32", "clip_length=4", "augment.short_side_px=[32,40]"]
+    data = [f"data={name}", f"data.root={layout.root}", "data.num_workers=0", "data.batch_size=4"]
+    trained = command(
+        "train.py",
+        *data,
+        *(f"data.{setting}" for setting in clips),
+        *("model=dtf_tiny", *TINY_MODEL, "trainer=cpu", "trainer.max_epochs=1", "logger=none"),
+        f"output={tmp_path}/run",
+    )
+    assert trained.code == 0, trained.err
+    checkpoint = tmp_path / "run" / "checkpoints" / "best.ckpt"
+    evaluated = command(
+        "eval.py", *data, f"checkpoint={checkpoint}", "trainer=cpu", "views=2x3", f"output={tmp_path}/eval"
+    )
+    assert evaluated.code == 0, evaluated.err
+    with open(tmp_path / "eval" / "scores.csv", newline="") as file:
+        paths = [row["video"] for row in csv.DictReader(file)]
+    assert [Path(path).stem for path in paths] == layout.listed[SPLITS[name][1]]
 
 
 def test_the_data_module_says_what_its_lists_leave_out(layouts, tmp_path, caplog):
@@ -322,23 +345,14 @@ def test_bad_rows_can_be_skipped_and_are_reported(tmp_path):
     assert "train.csv line 3" in report["skipped_rows"]["examples"][0]
 
 
-def test_help_names_every_option():
-    text = subprocess.run(
-        [sys.executable, "-m", "dtf.data.prepare", "ssv2", "--help"],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for option in (
-        "ROOT",
-        "--annotations",
-        "--answers",
-        "--resize",
-        "--keyframe-distance",
-        "--check",
-        "78687.webm",
-    ):
+def test_help_names_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["ssv2", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("ROOT", "--annotations", "--answers", "--resize", "--keyframe-distance", "--check"):
         assert option in text
+    assert "78687.webm" in text
 
 
 # ---- stopping and going on ---------------------------------------------------------------------------------
