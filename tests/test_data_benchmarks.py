@@ -1,0 +1,86 @@
+"""The decoding and soak benchmarks run, measure every contender there is, and find what they look for."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+
+
+def load(name: str):
+    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_decode_benchmark(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    code = load("decode").main(
+        [
+            "--quick",
+            "--only",
+            "carphone_distorted",
+            "--repeats",
+            "1",
+            "--cache",
+            str(tmp_path),
+            "--json",
+            str(out),
+        ]
+    )
+    assert code == 0
+    report = json.loads(out.read_text())
+    assert [row["clip"] for row in report["rows"]] == ["dense", "spread", "views"]
+    for row in report["rows"]:
+        assert {"ours", "pytorchvideo", "floor", "skip_floor"} <= set(row["speeds"])
+        assert not row["failures"]
+    profile = report["profiles"]["carphone_distorted"]
+    assert profile["decode"] + profile["augment"] + profile["collate"] == pytest.approx(1)
+    assert "commit" in capsys.readouterr().out
+
+
+def test_contenders_give_the_same_clips():
+    """No contender gets off cheaply: same number, size and (PyTorchVideo: nearly the same) frames as ours."""
+    bench = load("decode")
+    path = bench.find_files(Path("unused"), ["carphone_pristine"], False)["carphone_pristine"]
+    video = bench.Video(path)
+    others = [name for name in bench.available()[0] if name not in bench.OURS]
+    assert "pytorchvideo" in others
+    for kind in bench.CLIP_KINDS:
+        clips = bench.Clips(kind, video.num_frames, np.random.default_rng(3))
+        ours = bench.read_ours(str(path), clips, video).float()
+        assert ours.shape == (len(clips.indices), 16, clips.size_px, clips.size_px, 3)
+        for name in others:
+            result = bench.CONTENDERS[name](str(path), clips, video).float()
+            if name == "pytorchvideo":
+                result = result.permute(0, 1, 3, 4, 2)
+            # PyTorchVideo takes both ends of a window (a stride of 4.2) and resizes without antialiasing.
+            limit = 12 if name == "pytorchvideo" else 0.5
+            assert (result.reshape(ours.shape) - ours).abs().mean() < limit, (kind, name)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc")
+def test_soak_benchmark(capsys, monkeypatch):
+    bench = load("soak")
+    monkeypatch.setattr(bench, "NUM_VIDEOS", 40)
+    bench.main(["--clips", "160", "--workers", "1", "--batch", "8"])
+    text = capsys.readouterr().out
+    assert "40 videos, 160 clips" in text
+    assert "of 10 broken videos" in text
+    before, after = re.search(r"open files +(\d+) after the first of \d+ epochs, (\d+)", text).groups()
+    assert before == after
