@@ -62,7 +62,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         seed=cfg.seed,
         description=description,
     )
-    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(cfg.max_bad_fraction)]
+    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(cfg.max_bad_fraction, folder)]
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
     if is_first_process():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -118,21 +120,28 @@ class Throughput(Callback):
 class BrokenVideos(Callback):
     """Names every broken training video once and stops the run when there are too many.
 
+    Each process counts what it meets itself; at the end of an epoch they put their lists together.
+
     Args:
         max_bad_fraction: share of the training videos.
+        folder: of the run: the list is kept there in broken_videos.txt; None: it is not.
+
+    Attributes:
+        reasons: path of a video, as its message begins -> the message, "path: reason".
     """
 
-    def __init__(self, max_bad_fraction: float) -> None:
+    def __init__(self, max_bad_fraction: float, folder: Path | None = None) -> None:
         self.max_bad_fraction = max_bad_fraction
-        self.reasons: list[str] = []
+        self.folder = folder
+        self.reasons: dict[str, str] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """The videos named so far."""
-        return {"reasons": list(self.reasons)}
+        return {"reasons": list(self.reasons.values())}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the list of a resumed run."""
-        self.reasons = list(state_dict["reasons"])
+        self._add(state_dict["reasons"])
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -142,17 +151,45 @@ class BrokenVideos(Callback):
         Raises:
             RunError: too many videos are broken.
         """
-        new = [line for text in batch["error"] for line in text.splitlines() if line not in self.reasons]
-        for reason in dict.fromkeys(new):
-            self.reasons.append(reason)
+        new = self._add(line for text in batch["error"] for line in text.splitlines())
+        for reason in new:
             log.warning("replaced a broken training video: %s", reason)
+        if new:
+            self._check(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put the lists of all processes together.
+
+        Raises:
+            RunError: too many videos are broken.
+        """
+        if trainer.world_size > 1:
+            found: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, list(self.reasons.values()))
+            if self._add(line for lines in found for line in lines):
+                self._check(trainer)
+
+    def _add(self, lines: Iterable[str]) -> list[str]:
+        """The messages that name a new video. What is wrong with one may depend on the frames read."""
+        new = []
+        for line in lines:
+            path = line.partition(": ")[0]
+            if path not in self.reasons:
+                self.reasons[path] = line
+                new.append(line)
+        return new
+
+    def _check(self, trainer: pl.Trainer) -> None:
+        reasons = list(self.reasons.values())
+        if self.folder is not None and trainer.is_global_zero:
+            text = "".join(f"{reason}\n" for reason in reasons)
+            (self.folder / "broken_videos.txt").write_text(text, "utf-8", "backslashreplace")
         total = len(trainer.datamodule.index("train"))  # type: ignore[attr-defined]
-        if new and len(self.reasons) > self.max_bad_fraction * total:
-            shown = "; ".join(self.reasons[:10])
-            more = f"; and {len(self.reasons) - 10} more" if len(self.reasons) > 10 else ""
+        if len(reasons) > self.max_bad_fraction * total:
+            shown = "; ".join(reasons[:10]) + (f"; and {len(reasons) - 10} more" if len(reasons) > 10 else "")
             raise RunError(
-                f"{len(self.reasons)} of {total} training videos are broken, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g} allows: {shown}{more}. "
+                f"{len(reasons)} of {total} training videos are broken, more than "
+                f"max_bad_fraction={self.max_bad_fraction:g} allows: {shown}. "
                 "Repair them, take them off the list, or raise max_bad_fraction"
             )
 

@@ -172,10 +172,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_videos() -> None:
     assert "/train/0.mp4" not in str(error.value)
 
 
-def test_broken_training_videos_are_named_once_and_limited(caplog: pytest.LogCaptureFixture) -> None:
-    watch = BrokenVideos(0.25)
+def test_broken_training_videos_are_named_once_and_limited(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    watch = BrokenVideos(0.25, tmp_path)
     fit(VideoClassifier(tiny(), 2, SGD), watch, data=Data(broken=(2, 7)))
-    assert watch.reasons == ["2.mp4: broken", "7.mp4: broken"]
+    assert watch.reasons == {"2.mp4": "2.mp4: broken", "7.mp4": "7.mp4: broken"}
+    assert (tmp_path / "broken_videos.txt").read_text() == "2.mp4: broken\n7.mp4: broken\n"
+    assert watch._add(["2.mp4: broken in another way", "8.mp4: broken"]) == ["8.mp4: broken"]
+    resumed = BrokenVideos(0.25)
+    resumed.load_state_dict(watch.state_dict())
+    assert resumed.reasons == watch.reasons
     assert [r.message for r in caplog.records if "broken training video" in r.message] == [
         "replaced a broken training video: 2.mp4: broken",
         "replaced a broken training video: 7.mp4: broken",
