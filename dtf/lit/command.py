@@ -35,6 +35,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+# Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for each
+# other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 FULL_ERROR = "HYDRA_FULL_ERROR"
 RUN_FOLDER = "DTF_RUN_FOLDER"
 """Environment variable by which the first process tells the ones that it starts where the run lies."""
@@ -282,7 +286,7 @@ def _share_folder(arguments: list[str]) -> list[str]:
 @contextmanager
 def _as_single_run(full_error: str | None) -> Iterator[None]:
     """Make the present run of a sweep look like a run of its own to the processes that it starts."""
-    argv = list(sys.argv)
+    argv, environment = list(sys.argv), dict(os.environ)
     hydra_config = HydraConfig.get()
     if hydra_config.mode == RunMode.MULTIRUN:
         sys.argv[1:] = list(hydra_config.overrides.task)
@@ -291,7 +295,13 @@ def _as_single_run(full_error: str | None) -> Iterator[None]:
         yield
     finally:
         sys.argv[:] = argv
-        os.environ[FULL_ERROR] = "1"
+        # The next run finds its own processes: the group of this one and where it met are of no use to it.
+        distributed = sys.modules.get("torch.distributed")
+        if distributed is not None and distributed.is_available() and distributed.is_initialized():
+            distributed.destroy_process_group()
+        for name in os.environ.keys() - environment.keys():
+            del os.environ[name]
+        os.environ.update(environment)
 
 
 def _restore(name: str, value: str | None) -> None:
