@@ -35,8 +35,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-# Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for each
-# other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
+# Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
+# each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 FULL_ERROR = "HYDRA_FULL_ERROR"
