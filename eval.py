@@ -50,7 +50,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
         network, data.num_classes, checkpoint.config["optim"], max_bad_fraction=cfg.max_bad_fraction
     )
     trainer = build.build_trainer(cfg.trainer, folder, build.build_callbacks(cfg.callbacks), [])
-    trainer.test(model, datamodule=data, verbose=False)
+    with build.running(trainer):
+        trainer.test(model, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         evaluation = model.evaluations["test"]

@@ -69,7 +69,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
         build.print_start(network, data, config["optim"], trainer, folder)
 
-    try:
+    with build.running(trainer):
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # There is no best one where no epoch was validated.
@@ -78,8 +78,6 @@ def main(cfg: DictConfig) -> dict[str, float]:
         evaluate = trainer.test if test_stage == "test" else trainer.validate
         evaluate(model, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
-    finally:
-        build.close_loggers(loggers)
     if trainer.is_global_zero:
         weights = folder / "model.safetensors"
         save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})

@@ -35,7 +35,7 @@ FULL_RECIPE = [
 
 
 class StopAtStep(pl.Callback):
-    """Ends a run as a fault in the middle of an epoch would: `+callbacks.stop={_target_:engine.StopAtStep,step:8}`."""
+    """Ends a run in the middle of an epoch: `+callbacks.stop={_target_:engine.StopAtStep,step:8}`."""
 
     def __init__(self, step: int) -> None:
         self.step = step

