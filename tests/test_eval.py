@@ -207,4 +207,3 @@ def test_the_data_set_comes_from_the_checkpoint(tiny_checkpoint: Path) -> None:
     arguments = [f"checkpoint={tiny_checkpoint}"]
     assert choose_data(arguments) == [*arguments, "data=motion"]
     assert choose_data([*arguments, "data=folder"]) == [*arguments, "data=folder"]
-    assert choose_data(["--help"]) == ["--help"]

@@ -165,20 +165,21 @@ def test_another_run_does_not_go_on_in_this_folder(
     assert named in done.err
 
 
-def test_two_processes_share_one_folder(tiny_data: list[str], tmp_path: Path) -> None:
-    folder = tmp_path / "ddp"
+def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_path: Path) -> None:
+    """A sweep, so that the second run must find its own processes."""
     done = run_subprocess(
-        "train.py",
-        *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", *tiny_data, *TINY_MODEL, *STEP),
-        f"output={folder}",
+        *("train.py", "-m", "model=dtf_tiny,c2d_tiny", *tiny_data, *STEP, f"output={tmp_path}/ddp"),
+        *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
     )
     assert done.code == 0, done.err
     assert "unused parameters" not in done.err
-    found = json.loads((folder / "results.json").read_text())
-    assert found["videos"] == 8, "two processes, one batch of four videos each"
-    assert [p.name for p in tmp_path.iterdir()] == ["ddp"]
-    assert len(list(tmp_path.rglob(".hydra"))) == 1
-    assert not list(folder.rglob("*.part"))
+    names = ["model-c2d_tiny", "model-dtf_tiny"]
+    assert sorted(p.name for p in (tmp_path / "ddp").iterdir() if p.is_dir()) == names
+    for name in names:
+        found = json.loads((tmp_path / "ddp" / name / "results.json").read_text())
+        assert found["videos"] == 8, "two processes, one batch of four videos each"
+    assert len(list(tmp_path.rglob(".hydra"))) == 2
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_sweep_runs_each_choice_in_its_own_folder(command, tiny_data: list[str], tmp_path: Path) -> None:
@@ -276,18 +277,19 @@ def test_exit_code_of_the_process() -> None:
     )
 
 
-def test_help_is_quick() -> None:
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_is_quick(script: str) -> None:
     start = time.perf_counter()
-    done = run_subprocess("train.py", "--help")
+    done = run_subprocess(script, "--help")
     seconds = time.perf_counter() - start
     assert done.code == 0
-    assert "model: c2d_resnet" in done.out
-    assert "python train.py -m" in done.out
+    assert "data: diving48" in done.out
+    assert f"python {script}" in done.out
     # The target is 3 s. What would break it is importing torch; seconds alone say little on a busy machine.
-    probe = "import sys, runpy; sys.argv = ['train.py', '--help']\n"
-    probe += "try: runpy.run_path('train.py', run_name='__main__')\nexcept SystemExit: pass\n"
+    probe = "import sys, runpy; sys.argv = ['SCRIPT', '--help']\n"
+    probe += "try: runpy.run_path('SCRIPT', run_name='__main__')\nexcept SystemExit: pass\n"
     probe += "print('torch' in sys.modules)"
-    assert run_subprocess("-c", probe).out.endswith("False\n")
+    assert run_subprocess("-c", probe.replace("SCRIPT", script)).out.endswith("False\n")
     assert seconds < 10
 
 

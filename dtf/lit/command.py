@@ -82,8 +82,10 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                 # Hydra then passes exceptions on instead of printing them itself.
                 os.environ[FULL_ERROR] = "1"
                 try:
-                    arguments = _share_folder(sys.argv[1:])
-                    sys.argv[1:] = prepare(arguments) if prepare else arguments
+                    # Help needs no preparation, which may have to read files and import much.
+                    if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+                        arguments = _share_folder(sys.argv[1:])
+                        sys.argv[1:] = prepare(arguments) if prepare else arguments
                     _register_resolvers()
                     hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
                 finally:

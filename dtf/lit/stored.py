@@ -30,8 +30,6 @@ def choose_data(arguments: list[str]) -> list[str]:
     Raises:
         ValueError: no checkpoint is given, it cannot be read, or its data set is unknown here.
     """
-    if any(a in ("--help", "-h", "--hydra-help", "--version") for a in arguments):
-        return arguments
     settings = [a for a in arguments if not a.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(settings)
     paths = [o for o in overrides if o.key_or_group == "checkpoint"]
