@@ -47,7 +47,11 @@ def main(cfg: DictConfig) -> dict[str, float]:
     data.load_splits(["test"])
     # The recipe plays no part here; the module only evaluates.
     model = VideoClassifier(
-        network, data.num_classes, checkpoint.config["optim"], max_bad_fraction=cfg.max_bad_fraction
+        network,
+        data.num_classes,
+        checkpoint.config["optim"],
+        max_bad_fraction=data.max_bad_fraction,
+        clips_per_pass=data.batch_size,
     )
     trainer = build.build_trainer(cfg.trainer, folder, build.build_callbacks(cfg.callbacks), [])
     with build.running(trainer):

@@ -58,11 +58,12 @@ def main(cfg: DictConfig) -> dict[str, float]:
         data.num_classes,
         config["optim"],
         label_smoothing=cfg.label_smoothing,
-        max_bad_fraction=cfg.max_bad_fraction,
+        max_bad_fraction=data.max_bad_fraction,
+        clips_per_pass=data.batch_size,
         seed=cfg.seed,
         description=description,
     )
-    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(cfg.max_bad_fraction, folder)]
+    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(data.max_bad_fraction, folder)]
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
     if is_first_process():

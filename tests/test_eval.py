@@ -42,7 +42,7 @@ def odd_tree(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_two_processes_equal_one(command, tiny_checkpoint: Path, odd_tree: Path, tmp_path: Path) -> None:
     common = [f"checkpoint={tiny_checkpoint}", "data=folder", f"data.root={odd_tree}", "views=3x3"]
-    common += ["data.num_workers=0", "data.batch_size=9", "max_bad_fraction=0.2"]
+    common += ["data.num_workers=0", "data.batch_size=9", "data.max_bad_fraction=0.2"]
     one = command("eval.py", *common, "trainer=cpu", f"output={tmp_path}/one")
     assert one.code == 0, one.err
     two = run_subprocess(

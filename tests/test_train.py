@@ -327,7 +327,7 @@ def test_a_folder_of_real_videos(command, tmp_path: Path) -> None:
         "train.py",
         *("data=folder", f"data.root={tmp_path}/data", "data.crop_px=32", "data.clip_length=8", *TINY_MODEL),
         *("debug=step", "callbacks=none", "logger=none", "data.batch_size=5", "data.test_views=2x3"),
-        *("trainer.limit_train_batches=1.0", "trainer.limit_test_batches=1.0", "max_bad_fraction=0.2"),
+        *("trainer.limit_train_batches=1.0", "trainer.limit_test_batches=1.0", "data.max_bad_fraction=0.2"),
         f"output={tmp_path}/run",
     )
     assert done.code == 0, done.err

@@ -15,6 +15,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 
 from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
+from dtf.data.decoders import reader_class
 from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list
 from dtf.data.sampling import FrameSampler, parse_views
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
@@ -44,8 +45,7 @@ class VideoDataModule(LightningDataModule):
         name: shown in logs and results.
         splits: for train, val and test the folder or list file below root; null: this split does not exist.
         class_names: names in the order of their labels, or a text file with one per line; None: the sorted
-        names
-            of the class folders of training (for lists: their numbers).
+            names of the class folders of training (for lists: their numbers).
         clip_length: frames of a clip, T.
         frame_stride: frames from one frame of a clip to the next (dense sampling only).
         crop_px: side of the square clips in pixels.
@@ -54,11 +54,15 @@ class VideoDataModule(LightningDataModule):
             batches have max(1, batch_size // views) videos.
         num_workers: processes that decode; None: one per CPU core of this process, at most 8.
         test_views: "NxM": N clips times M crops (1 or 3) of each test video. Validation takes one central
-        view. sampling: for train, val and test the other arguments of `FrameSampler`.
+            view.
+        max_bad_fraction: share of broken videos above which training or an evaluation fails, in 0..1.
+        sampling: for train, val and test the other arguments of `FrameSampler`.
         augment: the other arguments of `TrainTransform`.
         mean, std: of each colour for values in 0..1.
         seed: all randomness is a function of this, the epoch and the video.
         max_read_seconds: a video that takes longer to read and decode counts as broken; None: no limit.
+        decoder: what decodes video files: "pyav", or "decord" or "torchcodec" where installed; read
+            `dtf.data.decoders` before choosing one of those.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -78,12 +82,14 @@ class VideoDataModule(LightningDataModule):
         batch_size: int = 8,
         num_workers: int | None = None,
         test_views: str = "1x1",
+        max_bad_fraction: float = 0.01,
         sampling: Mapping[str, Mapping[str, Any]] | None = None,
         augment: Mapping[str, Any] | None = None,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
         seed: int | None = 0,
         max_read_seconds: float | None = 60.0,
+        decoder: str = "pyav",
     ) -> None:
         super().__init__()
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
@@ -96,14 +102,18 @@ class VideoDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.num_workers = min(8, _num_cores()) if num_workers is None else num_workers
         self.test_views = test_views
+        self.max_bad_fraction = max_bad_fraction
         self.mean = tuple(float(x) for x in mean)
         self.std = tuple(float(x) for x in std)
         self.seed = 0 if seed is None else seed
         self.max_read_seconds = max_read_seconds
+        self.decoder = decoder
 
         faults = []
         if batch_size < 1:
             faults.append(f"batch_size must be at least 1, got {batch_size}")
+        if not 0 <= max_bad_fraction <= 1:
+            faults.append(f"max_bad_fraction must lie in 0..1, got {max_bad_fraction}")
         if self.num_workers < 0:
             faults.append(f"num_workers must be at least 0, got {num_workers}")
         if max_read_seconds is not None and not max_read_seconds > 0:
@@ -112,6 +122,10 @@ class VideoDataModule(LightningDataModule):
             faults.append(f"seed must be at least 0, got {seed}")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
             faults.append(f"mean and std need three numbers each, std above 0, got {mean} and {std}")
+        try:
+            reader_class(decoder)
+        except ValueError as error:
+            faults.append(str(error))
         raise_faults("data", faults)
 
         self.num_clips, num_crops = parse_views(test_views)
@@ -279,7 +293,12 @@ class VideoDataModule(LightningDataModule):
         """Random clips, batch_size of them; a short last batch is left out (unless it is the only one)."""
         index = self.index("train")
         dataset = TrainDataset(
-            index, self.frame_samplers["train"], self.train_transform, self.seed, self.max_read_seconds
+            index,
+            self.frame_samplers["train"],
+            self.train_transform,
+            self.seed,
+            self.max_read_seconds,
+            self.decoder,
         )
         sampler = EpochSampler(len(index), shuffle=True, seed=self.seed)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
@@ -298,7 +317,9 @@ class VideoDataModule(LightningDataModule):
 
     def _eval_loader(self, stage: str, transform: TestTransform, num_clips: int) -> ResumableLoader:
         sampling = self.frame_samplers[stage]
-        dataset = EvalDataset(self.index(stage), sampling, transform, num_clips, self.max_read_seconds)
+        dataset = EvalDataset(
+            self.index(stage), sampling, transform, num_clips, self.max_read_seconds, self.decoder
+        )
         sampler = EpochSampler(len(dataset), shuffle=False)
         return self._loader(dataset, sampler, max(1, self.batch_size // dataset.num_views), drop_last=False)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -31,9 +32,9 @@ from dtf.models import VideoNetwork, create_model
 # What train.py and eval.py read of a config's top level.
 TRAIN_SETTINGS = (
     *("model", "data", "optim", "trainer", "logger", "callbacks"),
-    *("output", "seed", "label_smoothing", "max_bad_fraction", "compile"),
+    *("output", "seed", "label_smoothing", "compile"),
 )
-EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output", "max_bad_fraction")
+EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output")
 
 
 def check_top_level(cfg: DictConfig, allowed: Sequence[str]) -> None:
@@ -148,6 +149,9 @@ def build_trainer(
     profiler = settings.pop("profiler", None)
     if isinstance(profiler, str):
         settings["profiler"] = _build_profiler(profiler, folder)
+    # A GPU's convolutions multiply float32 in TF32 unless told otherwise; let matrix products do the same.
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high")
     # Lightning's announcements (devices found, tips) are noise; its warnings stay, but for one about itself.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)

@@ -189,8 +189,8 @@ class BrokenVideos(Callback):
             shown = "; ".join(reasons[:10]) + (f"; and {len(reasons) - 10} more" if len(reasons) > 10 else "")
             raise RunError(
                 f"{len(reasons)} of {total} training videos are broken, more than "
-                f"max_bad_fraction={self.max_bad_fraction:g} allows: {shown}. "
-                "Repair them, take them off the list, or raise max_bad_fraction"
+                f"data.max_bad_fraction={self.max_bad_fraction:g} allows: {shown}. "
+                "Repair them, take them off the list, or raise data.max_bad_fraction"
             )
 
 

@@ -35,6 +35,7 @@ class VideoClassifier(pl.LightningModule):
         optim: optimiser recipe, `dtf.lit.optim.OptimConfig` as plain data.
         label_smoothing: of the training loss, in [0, 1).
         max_bad_fraction: share of broken videos above which an evaluation, or training, fails.
+        clips_per_pass: evaluation: clips that go through the network at once; None: the batch as it comes.
         seed: what a training step draws (dropout, drop path) is a function of this, the epoch, the batch and
             the process, so that a resumed run goes on as the unbroken one would.
         description: plain data that makes checkpoints self-describing (`dtf.lit.checkpoint.describe`).
@@ -51,6 +52,7 @@ class VideoClassifier(pl.LightningModule):
         *,
         label_smoothing: float = 0.0,
         max_bad_fraction: float = 0.01,
+        clips_per_pass: int | None = None,
         seed: int = 0,
         description: dict[str, Any] | None = None,
     ) -> None:
@@ -62,6 +64,7 @@ class VideoClassifier(pl.LightningModule):
         self.optim = OptimConfig.from_mapping(optim)
         self.label_smoothing = label_smoothing
         self.max_bad_fraction = max_bad_fraction
+        self.clips_per_pass = clips_per_pass
         self.seed = seed
         self.description = description
         self.train_metrics = MetricCollection(
@@ -168,7 +171,9 @@ class VideoClassifier(pl.LightningModule):
         self._finish("test")
 
     def _collect(self, stage: str, batch: Batch) -> None:
-        probabilities = self.network(batch["video"]).float().softmax(dim=1)
+        # All views of a video come in one batch, which may be larger than what a training step holds.
+        clips = batch["video"].split(self.clips_per_pass or len(batch["video"]))
+        probabilities = torch.cat([self.network(part) for part in clips]).float().softmax(dim=1)
         self.scores[stage].update(
             probabilities, batch["label"], batch["video_index"], batch["view_index"], batch["error"]
         )

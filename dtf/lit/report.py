@@ -173,7 +173,7 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
     Args:
         title: above the table.
         found: from `results`.
-        notes: lines (what, value) below the figures.
+        notes: lines (what, value) below the table, at least one.
     """
     console = Console(highlight=False)
     table = Table(title=title, title_justify="left", show_header=False)
@@ -197,10 +197,11 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
         for entry in found["confused_pairs"][:5]:
             pair = f"{_escape(entry['class'])} → {_escape(entry['taken_for'])}"
             table.add_row("confused", f"{pair}  ({entry['videos']})")
-    table.add_section()
-    for what, value in notes:
-        table.add_row(what, _escape(value))
     console.print(table)
+    # Not in the table: a folded command cannot be copied.
+    width = max(len(what) for what, _ in notes)
+    for what, value in notes:
+        console.print(f"{what:<{width}}  {_escape(value)}", soft_wrap=True)
 
 
 def shown(path: Path) -> str:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # Where a run happens and what it shows, not what it computes.
 _FREE = ("output", "logger", "callbacks", "data.root", "data.num_workers", "trainer.profiler", "compile")
 # May change between the parts of a run, with a warning: more epochs, another machine, other test views.
-_CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "max_bad_fraction")
+_CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "data.max_bad_fraction")
 
 
 def expand(arguments: list[str]) -> list[str]:

@@ -100,8 +100,9 @@ class Evaluation:
         reasons = list(self.errors.values())
         shown = "; ".join(reasons[:10]) + (f"; and {bad - 10} more" if bad > 10 else "")
         raise RunError(
-            f"{stage}: {bad} of {total} videos are broken, more than max_bad_fraction={max_bad_fraction:g} "
-            f"allows: {shown}. Repair them, take them off the list, or raise max_bad_fraction"
+            f"{stage}: {bad} of {total} videos are broken, more than "
+            f"data.max_bad_fraction={max_bad_fraction:g} allows: {shown}. "
+            "Repair them, take them off the list, or raise data.max_bad_fraction"
         )
 
 

@@ -239,3 +239,28 @@ def test_repeat_first_batch() -> None:
 def test_wrong_settings(setting: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must lie in 0..1"):
         VideoClassifier(tiny(), 2, SGD, **setting)
+
+
+def test_large_evaluation_batches_go_through_in_pieces():
+    sizes = []
+
+    class Counting(torch.nn.Module):
+        def forward(self, video):
+            sizes.append(len(video))
+            return video.mean((2, 3, 4))[:, :2]
+
+    video = torch.randn(7, 3, 2, 4, 4)
+    batch = {
+        "video": video,
+        "label": torch.zeros(7, dtype=torch.long),
+        "video_index": torch.arange(7),
+        "view_index": torch.zeros(7, dtype=torch.long),
+        "error": [""] * 7,
+    }
+    results = []
+    for pieces in (3, None):
+        model = VideoClassifier(Counting(), 2, SGD, clips_per_pass=pieces)
+        model.test_step(batch, 0)
+        results.append(model.scores["test"].compute().scores)
+    assert sizes == [3, 3, 1, 7]
+    assert (results[0] == results[1]).all()
