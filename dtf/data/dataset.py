@@ -67,6 +67,7 @@ class TrainDataset(Dataset[Sample]):
         transform: crops and augments.
         seed: part of what all randomness is drawn from.
         max_read_seconds: a video that takes longer counts as broken; None: no limit.
+        decoder: what decodes video files; see `dtf.data.decoders`.
     """
 
     def __init__(
@@ -76,12 +77,14 @@ class TrainDataset(Dataset[Sample]):
         transform: TrainTransform,
         seed: int = 0,
         max_read_seconds: float | None = None,
+        decoder: str = "pyav",
     ) -> None:
         self.index = index
         self.sampler = sampler
         self.transform = transform
         self.seed = seed
         self.max_read_seconds = max_read_seconds
+        self.decoder = decoder
 
     def __len__(self) -> int:
         return len(self.index)
@@ -115,7 +118,7 @@ class TrainDataset(Dataset[Sample]):
 
     def _clip(self, video_index: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
         """(T, S, S, C) uint8 and its class."""
-        with open_video(self.index.path(video_index)) as reader:
+        with open_video(self.index.path(video_index), self.decoder) as reader:
             _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
             indices = self.sampler.train(num_frames, reader.fps, rng)
@@ -145,6 +148,7 @@ class EvalDataset(Dataset[Sample]):
         transform: resizes and crops.
         num_clips: clips per video, N.
         max_read_seconds: a video that takes longer counts as broken; None: no limit.
+        decoder: what decodes video files; see `dtf.data.decoders`.
     """
 
     def __init__(
@@ -154,12 +158,14 @@ class EvalDataset(Dataset[Sample]):
         transform: TestTransform,
         num_clips: int = 1,
         max_read_seconds: float | None = None,
+        decoder: str = "pyav",
     ) -> None:
         self.index = index
         self.sampler = sampler
         self.transform = transform
         self.num_clips = num_clips
         self.max_read_seconds = max_read_seconds
+        self.decoder = decoder
 
     @property
     def num_views(self) -> int:
@@ -190,7 +196,7 @@ class EvalDataset(Dataset[Sample]):
 
     def _views(self, video_index: int) -> torch.Tensor:
         """(V, T, S, S, C) uint8."""
-        with open_video(self.index.path(video_index)) as reader:
+        with open_video(self.index.path(video_index), self.decoder) as reader:
             _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
             clips = self.sampler.test(num_frames, reader.fps, self.num_clips)

@@ -66,6 +66,57 @@ def printable(path: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def open_stream(path: str) -> tuple[Any, Any]:
+    """Open a video file with PyAV once it has proved to be one that may be opened.
+
+    Args:
+        path: absolute. FFmpeg would take a relative one that holds a colon for "protocol:rest".
+
+    Returns:
+        The container and its best video stream.
+
+    Raises:
+        VideoError: no regular file, no video in a container of its own (see `_FORMATS`), or too large.
+    """
+    if not os.path.exists(path):
+        raise VideoError(path, "is a link to a missing file" if os.path.islink(path) else "does not exist")
+    if os.path.isdir(path):
+        raise VideoError(path, "is a folder, not a video file")
+    if not os.path.isfile(path):  # opening a pipe would wait for its other end
+        raise VideoError(path, "is not a regular file")
+    if os.path.getsize(path) == 0:
+        raise VideoError(path, "is empty (0 bytes)")
+    try:
+        container = _open_container(path)
+    except (av.FFmpegError, OSError) as error:
+        reason = f"cannot be opened as a video ({error.strerror or type(error).__name__})"
+        raise VideoError(path, reason) from error
+    try:
+        return container, _best_stream(path, container)
+    except BaseException:
+        container.close()
+        raise
+
+
+def _open_container(path: str) -> Any:
+    return av.open(path, mode="r", container_options=_OPTIONS, metadata_errors="replace")
+
+
+def _best_stream(path: str, container: Any) -> Any:
+    stream = container.streams.best("video")
+    if stream is None:
+        kinds = sorted({s.type for s in container.streams if s.type})
+        raise VideoError(path, f"has no video stream (only {', '.join(kinds) or 'nothing readable'})")
+    if stream.disposition & Disposition.attached_pic:
+        raise VideoError(path, "has no video stream (only a cover picture)")
+    codec = stream.codec_context
+    if codec is None:
+        raise VideoError(path, "its video codec is not known to the installed FFmpeg")
+    if codec.width * codec.height > MAX_PIXELS:
+        raise VideoError(path, f"has frames of {codec.width} x {codec.height} pixels, too large to decode")
+    return stream
+
+
 class VideoReader(Video):
     """Frames of one video file by index, exactly and at low cost.
 
@@ -92,7 +143,6 @@ class VideoReader(Video):
     """
 
     def __init__(self, path: str | os.PathLike[str], *, packet_cap_bytes: int = PACKET_CAP_BYTES) -> None:
-        # Relative paths would be parsed as "protocol:rest" by FFmpeg when they hold a colon.
         self.path = os.path.abspath(os.fspath(path))
         self.name = os.path.basename(self.path)
         self.errors = 0
@@ -112,44 +162,10 @@ class VideoReader(Video):
     # ---- opening -------------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        if not os.path.exists(self.path):
-            dangling = os.path.islink(self.path)
-            raise VideoError(self.path, "is a link to a missing file" if dangling else "does not exist")
-        if os.path.isdir(self.path):
-            raise VideoError(self.path, "is a folder, not a video file")
-        if not os.path.isfile(self.path):  # opening a pipe would wait for its other end
-            raise VideoError(self.path, "is not a regular file")
-        if os.path.getsize(self.path) == 0:
-            raise VideoError(self.path, "is empty (0 bytes)")
-        try:
-            self._container = self._open_container()
-        except (av.FFmpegError, OSError) as error:
-            reason = f"cannot be opened as a video ({error.strerror or type(error).__name__})"
-            raise VideoError(self.path, reason) from error
-        try:
-            self._stream = self._best_stream()
-        except BaseException:
-            self.close()
-            raise
+        self._container, self._stream = open_stream(self.path)
         self._codec = self._stream.codec_context
         # One thread: frame threads cost 8-30 % more CPU a clip and do not mix with DataLoader workers.
         self._codec.thread_count = 1
-
-    def _open_container(self) -> Any:
-        return av.open(self.path, mode="r", container_options=_OPTIONS, metadata_errors="replace")
-
-    def _best_stream(self) -> Any:
-        stream = self._container.streams.best("video")
-        if stream is None:
-            kinds = sorted({s.type for s in self._container.streams if s.type})
-            raise VideoError(
-                self.path, f"has no video stream (only {', '.join(kinds) or 'nothing readable'})"
-            )
-        if stream.disposition & Disposition.attached_pic:
-            raise VideoError(self.path, "has no video stream (only a cover picture)")
-        if stream.codec_context is None:
-            raise VideoError(self.path, "its video codec is not known to the installed FFmpeg")
-        return stream
 
     def _scan(self) -> None:
         """Demux once and build the frame table."""
@@ -185,8 +201,6 @@ class VideoReader(Video):
         if not pts:
             raise VideoError(self.path, "has a video stream without any frame")
         width, height = self._codec.width, self._codec.height
-        if width * height > MAX_PIXELS:
-            raise VideoError(self.path, f"has frames of {width} x {height} pixels, too large to decode")
         self._size = (width, height) if width > 0 and height > 0 else None
         self._build_table(pts, np.array(is_key), np.array(is_shown))
 
@@ -436,7 +450,7 @@ class VideoReader(Video):
         dts, pts = self._stamps[start]
         target = dts if dts is not None else pts
         for seek in (True, False):  # where seeking fails or lands too late, read from the beginning
-            with self._open_container() as container:
+            with _open_container(self.path) as container:
                 stream = container.streams[self._stream.index]
                 packets: Iterator[Any] = (packet for packet in container.demux(stream) if packet.size)
                 position = 0

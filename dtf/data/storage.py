@@ -23,7 +23,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dtf.data.decode import MAX_FILLED_FRACTION, VideoError, VideoReader, printable
+from dtf.data.decode import MAX_FILLED_FRACTION, VideoError, printable
+from dtf.data.decoders import reader_class
 
 _FRAME_NAME = re.compile(r"(.*?)([0-9]{1,9})\.jpe?g", re.IGNORECASE | re.DOTALL)
 # Folders with optical flow beside the frames hold several series; these are the names of frames.
@@ -257,18 +258,20 @@ class LmdbReader(JpegReader):
             self._env = None
 
 
-def open_video(path: str | os.PathLike[str]) -> Reader:
+def open_video(path: str | os.PathLike[str], decoder: str = "pyav") -> Reader:
     """Open a video whatever its storage: a file, a folder of JPEG frames or an LMDB of them.
 
     Args:
         path: file or folder; a folder with `data.mdb` is an LMDB.
+        decoder: what decodes video files, one of `dtf.data.decoders.DECODERS`; frames are Pillow's.
 
     Raises:
         VideoError: it cannot be used; one line "path: reason".
+        ValueError: the decoder is unknown or not installed.
         ModuleNotFoundError: it is an LMDB and `lmdb` is not installed.
     """
     if not os.path.isdir(path):
-        return VideoReader(path)
+        return reader_class(decoder)(path)
     if os.path.exists(os.path.join(path, _LMDB_FILE)):
         return LmdbReader(path)
     return FrameFolderReader(path)

@@ -78,7 +78,7 @@ def test_video_is_decoded_once_for_all_views(square_videos, monkeypatch):
     from dtf.data import dataset as module
 
     opened = []
-    monkeypatch.setattr(module, "open_video", lambda path: opened.append(path) or original(path))
+    monkeypatch.setattr(module, "open_video", lambda path, decoder: opened.append(path) or original(path))
     original = __import__("dtf.data.decode", fromlist=["open_video"]).open_video
     EvalDataset(square_videos[0], FrameSampler(8, 3), TestTransform(32, num_crops=3), num_clips=10)[3]
     assert len(opened) == 1

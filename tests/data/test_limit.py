@@ -43,7 +43,7 @@ def pipe(tmp_path) -> Path:
         time.sleep(0.02)
 
 
-def open_waiting(path):
+def open_waiting(path, decoder):
     """As `open_video`, without the check that refuses pipes beforehand."""
     return av.open(path) if path.endswith("pipe.mp4") else VideoReader(path)
 
