@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from dtf.data.decode import VideoError
 from dtf.data.limit import TimeLimitError, call_within
 from dtf.data.lists import VideoIndex
+from dtf.data.reader import FrameReader
 from dtf.data.sampling import FrameSampler
-from dtf.data.storage import Reader, open_video
+from dtf.data.storage import open_video
 from dtf.data.transforms import Box, TestTransform, TrainTransform
 
 R = TypeVar("R")
@@ -216,7 +217,7 @@ def _call_limited(
 
 
 def read_views(
-    reader: Reader,
+    reader: FrameReader,
     clips: np.ndarray,
     cut: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     num_crops: int,

@@ -20,6 +20,8 @@ import torch
 from av.stream import Disposition
 from pytorchvideo.data.video import Video, VideoPathHandler
 
+from dtf.data.reader import FrameReader
+
 PACKET_CAP_BYTES = 64 << 20
 """More compressed bytes than this are not held in memory: the file is then read again by seeking."""
 
@@ -117,7 +119,7 @@ def _best_stream(path: str, container: Any) -> Any:
     return stream
 
 
-class VideoReader(Video):
+class VideoReader(FrameReader, Video):
     """Frames of one video file by index, exactly and at low cost.
 
     Frame indices count the frames as a player shows them: in order of presentation, edit lists applied,
@@ -131,8 +133,7 @@ class VideoReader(Video):
         path: absolute path.
         name: file name (part of what PyTorchVideo's data set expects).
         num_frames: number of frames, at least 1. Where time stamps are unusable (AVI, raw streams) this is
-        the
-            number of packets, which equals the number of frames in sound files.
+            the number of packets, which equals the number of frames in sound files.
         fps: mean frames per second of the whole video.
         errors: damaged packets met so far.
         filled: wanted frames that never came and were replaced by the nearest decoded frame.
@@ -286,52 +287,11 @@ class VideoReader(Video):
             self._container = None
             self._packets = None
 
-    def __enter__(self) -> VideoReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
     # ---- reading by index ----------------------------------------------------------------------------------
 
-    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Frames at `indices`, in the order and as often as given.
-
-        Args:
-            indices: frame numbers in 0..num_frames-1.
-
-        Returns:
-            (T, C, H, W) uint8 RGB, in channels_last memory.
-
-        Raises:
-            ValueError: an index is out of range.
-            VideoError: no frame, or less than half of the wanted ones, could be decoded.
-        """
-        wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        frames = dict(self.iter_frames(wanted))
-        stack = np.stack([frames[i] for i in wanted.tolist()])
-        if len(wanted) != len(place) or not np.array_equal(place, np.arange(len(place))):
-            stack = stack[place]
-        return torch.from_numpy(stack).permute(0, 3, 1, 2)
-
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Decode each of the given frames once and hand it out as soon as it is there.
-
-        Lets a caller shrink frame by frame, so that a clip never exists at its native size.
-
-        Args:
-            indices: frame numbers in 0..num_frames-1, repeats are ignored.
-
-        Yields:
-            (index, frame), the frame (H, W, C) uint8 RGB; by rising index except for filled-in frames.
-
-        Raises:
-            ValueError, VideoError: as `read`.
-        """
-        wanted = np.unique(np.asarray(indices, dtype=np.int64))
-        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= self.num_frames:
-            given = f"{wanted[0]}..{wanted[-1]}" if len(wanted) else "none"
-            raise ValueError(f"frame indices must lie in 0..{self.num_frames - 1}, got {given} ({self.name})")
+        """See `FrameReader`. VideoError: no frame, or less than half of the wanted ones, could be decoded."""
+        wanted = self._wanted(indices)
         if self._container is None:
             raise ValueError(f"{self.name} was closed; open a new VideoReader to read from it")
         filled, errors, num_fed = self.filled, self.errors, self._num_fed

@@ -41,9 +41,10 @@ import numpy as np
 import torch
 
 from dtf.data.decode import VideoError, VideoReader, open_stream, printable
+from dtf.data.reader import FrameReader
 
 
-class LibraryReader:
+class LibraryReader(FrameReader):
     """Frames of one video file by index, as another library counts and decodes them; one thread.
 
     PyAV looks at each file first, so that what `VideoReader` refuses (pipes, playlists, lists of other files,
@@ -125,33 +126,9 @@ class LibraryReader:
         """Free file and decoder. Calling it again does nothing."""
         self._decoder = None
 
-    def __enter__(self) -> LibraryReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Frames at `indices` (0..num_frames-1), in the order and as often as given: (T, C, H, W) uint8 RGB.
-
-        Raises:
-            ValueError: an index is out of range.
-            VideoError: a wanted frame could not be decoded.
-        """
-        wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        stack = np.stack([frame for _, frame in self.iter_frames(wanted)])
-        return torch.from_numpy(stack[place]).permute(0, 3, 1, 2)
-
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Each wanted frame once as (index, (H, W, C) uint8 RGB), by rising index.
-
-        Raises:
-            ValueError, VideoError: as `read`.
-        """
-        wanted = np.unique(np.asarray(indices, dtype=np.int64))
-        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= self.num_frames:
-            given = f"{wanted[0]}..{wanted[-1]}" if len(wanted) else "none"
-            raise ValueError(f"frame indices must lie in 0..{self.num_frames - 1}, got {given} ({self.name})")
+        """See `FrameReader`. VideoError: a wanted frame could not be decoded."""
+        wanted = self._wanted(indices)
         if self._decoder is None:
             raise ValueError(f"{self.name} was closed; open it again to read from it")
         for index in wanted.tolist():

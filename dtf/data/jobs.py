@@ -18,7 +18,8 @@ from av.video.reformatter import ColorRange
 
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.pool import Stop
-from dtf.data.storage import Reader, open_video
+from dtf.data.reader import FrameReader
+from dtf.data.storage import open_video
 
 PART = ".part"
 """Ending of files that are being written."""
@@ -231,7 +232,7 @@ def _frames_in_order(reader: VideoReader) -> Iterator[Any]:
         yield latest
 
 
-def _describe(reader: Reader, shape: tuple[int, ...]) -> dict[str, Any]:
+def _describe(reader: FrameReader, shape: tuple[int, ...]) -> dict[str, Any]:
     return {
         "frames": reader.num_frames,
         "fps": round(reader.fps, 3),

@@ -17,14 +17,14 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 
 from dtf.data.decode import MAX_FILLED_FRACTION, VideoError, printable
 from dtf.data.decoders import reader_class
+from dtf.data.reader import FrameReader
 
 _FRAME_NAME = re.compile(r"(.*?)([0-9]{1,9})\.jpe?g", re.IGNORECASE | re.DOTALL)
 # Folders with optical flow beside the frames hold several series; these are the names of frames.
@@ -33,28 +33,7 @@ _LMDB_FILE = "data.mdb"
 _LMDB_PAGE_SIZES = (4096, 8192, 16384, 32768, 65536)
 
 
-class Reader(Protocol):
-    """What all storages have in common; `VideoReader` documents each part."""
-
-    path: str
-    name: str
-    num_frames: int
-    fps: float
-    errors: int
-    filled: int
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor: ...
-
-    def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]: ...
-
-    def close(self) -> None: ...
-
-    def __enter__(self) -> Any: ...
-
-    def __exit__(self, *exc_info: object) -> None: ...
-
-
-class JpegReader:
+class JpegReader(FrameReader):
     """Frames of one video that is stored as numbered JPEG images.
 
     Index 0 is the lowest number there is. A number left out is a frame that never came: like an image that
@@ -108,34 +87,9 @@ class JpegReader:
     def close(self) -> None:
         """Free what is open. Calling it again does nothing."""
 
-    def __enter__(self) -> JpegReader:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
-
-    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
-        """Frames at `indices` (0..num_frames-1), in the order and as often as given: (T, C, H, W) uint8 RGB.
-
-        Raises:
-            ValueError: an index is out of range.
-            VideoError: no frame, or less than half of the wanted ones, could be decoded.
-        """
-        wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        frames = dict(self.iter_frames(wanted))
-        stack = np.stack([frames[i] for i in wanted.tolist()])
-        return torch.from_numpy(stack[place]).permute(0, 3, 1, 2)
-
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Each wanted frame once as (index, (H, W, C) uint8 RGB), by rising index except for filled-in ones.
-
-        Raises:
-            ValueError, VideoError: as `read`.
-        """
-        wanted = np.unique(np.asarray(indices, dtype=np.int64))
-        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= self.num_frames:
-            given = f"{wanted[0]}..{wanted[-1]}" if len(wanted) else "none"
-            raise ValueError(f"frame indices must lie in 0..{self.num_frames - 1}, got {given} ({self.name})")
+        """See `FrameReader`. VideoError: no frame, or less than half of the wanted ones, could be decoded."""
+        wanted = self._wanted(indices)
         missing = []
         for index in wanted.tolist():
             frame = self._decode(index)
@@ -258,7 +212,7 @@ class LmdbReader(JpegReader):
             self._env = None
 
 
-def open_video(path: str | os.PathLike[str], decoder: str = "pyav") -> Reader:
+def open_video(path: str | os.PathLike[str], decoder: str = "pyav") -> FrameReader:
     """Open a video whatever its storage: a file, a folder of JPEG frames or an LMDB of them.
 
     Args:

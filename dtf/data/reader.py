@@ -1,0 +1,90 @@
+"""What every source of frames has in common: video files by any decoder, JPEG folders, LMDBs.
+
+Shape letters: T frames, C = 3 colours (RGB), H height, W width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class FrameReader(ABC):
+    """Frames of one video by index.
+
+    Attributes:
+        path: where the video lies.
+        name: its last part, for messages.
+        num_frames: number of frames, at least 1.
+        fps: mean frames per second; 0 where it is not known.
+        errors: damaged packets met so far.
+        filled: wanted frames that never came and were replaced by the nearest one.
+    """
+
+    path: str
+    name: str
+    num_frames: int
+    fps: float
+    errors: int
+    filled: int
+
+    @abstractmethod
+    def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Decode each of the given frames once and hand it out as soon as it is there.
+
+        Lets a caller shrink frame by frame, so that a clip never exists at its native size.
+
+        Args:
+            indices: frame numbers in 0..num_frames-1, repeats are ignored.
+
+        Yields:
+            (index, frame), the frame (H, W, C) uint8 RGB; by rising index except for filled-in frames.
+
+        Raises:
+            ValueError: an index is out of range, or the reader was closed.
+            VideoError: too much of what is wanted cannot be decoded.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free what is open. Calling it again does nothing."""
+
+    def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
+        """Frames at `indices`, in the order and as often as given.
+
+        Args:
+            indices: frame numbers in 0..num_frames-1.
+
+        Returns:
+            (T, C, H, W) uint8 RGB, in channels_last memory.
+
+        Raises:
+            ValueError, VideoError: as `iter_frames`.
+        """
+        wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+        frames = dict(self.iter_frames(wanted))
+        stack = np.stack([frames[i] for i in wanted.tolist()])
+        if len(wanted) != len(place) or not np.array_equal(place, np.arange(len(place))):
+            stack = stack[place]
+        return torch.from_numpy(stack).permute(0, 3, 1, 2)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def _wanted(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The given frame numbers, sorted and once each; ValueError when one is out of range."""
+        wanted = np.unique(np.asarray(indices, dtype=np.int64))
+        if not len(wanted) or wanted[0] < 0 or wanted[-1] >= self.num_frames:
+            given = f"{wanted[0]}..{wanted[-1]}" if len(wanted) else "none"
+            raise ValueError(f"frame indices must lie in 0..{self.num_frames - 1}, got {given} ({self.name})")
+        return wanted
