@@ -21,7 +21,10 @@ from dtf.lit.command import plain
 CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
 """What decides how a network sees a video: right for every data set that it is evaluated on."""
 
-_LOCAL_KEYS = ("batch_size", "num_workers", "seed", "test_views", "max_bad_fraction")
+_LOCAL_KEYS = (
+    *("batch_size", "num_workers", "seed", "test_views"),
+    *("max_bad_fraction", "max_read_seconds", "decoder"),
+)
 
 
 def choose_data(arguments: list[str]) -> list[str]:
