@@ -248,5 +248,5 @@ def _unusable(library: str, error: Exception | None) -> ValueError:
     needs = ", with FFmpeg's shared libraries installed (apt-get install ffmpeg, conda install ffmpeg)"
     return ValueError(
         f"decoder {library!r}: {library} {reason}. Use the default decoder 'pyav', or: pip install "
-        f"'dtf[{library}]'{needs if library == 'torchcodec' else ''}"
+        f"-e '.[{library}]'{needs if library == 'torchcodec' else ''}"
     )

@@ -236,7 +236,7 @@ def _import_lmdb(folder: str) -> Any:
         import lmdb
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"{printable(folder)} is an LMDB; reading it needs the package lmdb: pip install 'dtf[lmdb]'"
+            f"{printable(folder)} is an LMDB; reading it needs the package lmdb: pip install -e '.[lmdb]'"
         ) from error
     return lmdb
 

@@ -104,7 +104,7 @@ def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
             missing = error.__cause__
             if isinstance(missing, ModuleNotFoundError):
                 extra = {"wandb": "wandb", "tensorboard": "tensorboard"}.get(str(name), str(name))
-                raise RunError(f"logger={name!s} needs a package: pip install 'dtf[{extra}]'") from None
+                raise RunError(f"logger={name!s} needs a package: pip install -e '.[{extra}]'") from None
             raise
     return loggers
 

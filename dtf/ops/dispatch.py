@@ -141,7 +141,7 @@ def cupy_missing() -> list[str]:
     reasons = []
     if importlib.util.find_spec("cupy") is None:
         reasons.append(
-            "CuPy is not installed (pip install 'dtf[cuda13]', or cuda12, cuda11: your CUDA major)"
+            "CuPy is not installed (pip install -e '.[cuda13]', or cuda12, cuda11: your CUDA major)"
         )
     if not torch.cuda.is_available():
         reasons.append("torch finds no CUDA device")

@@ -175,7 +175,7 @@ def test_a_missing_library_is_named_with_the_command(monkeypatch, tmp_path, deco
                 raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
-    with pytest.raises(ValueError, match=rf"{decoder} is not installed.*pip install 'dtf\[{decoder}\]'"):
+    with pytest.raises(ValueError, match=rf"{decoder} is not installed.*pip install -e '\.\[{decoder}\]'"):
         open_video(write_video(tmp_path / "a.mp4", 3), decoder)
     with pytest.raises(ValueError, match=rf"data: decoder '{decoder}'.*is not installed.*'pyav'"):
         VideoDataModule(tmp_path, decoder=decoder)
@@ -200,7 +200,7 @@ def test_torchcodec_without_ffmpeg(monkeypatch, raises):
 
         fake.__path__ = []
         monkeypatch.setattr(sys, "meta_path", [Raising(), *sys.meta_path])
-    with pytest.raises(ValueError, match=r"finds no FFmpeg.*pip install 'dtf\[torchcodec\]', with FFmpeg"):
+    with pytest.raises(ValueError, match=r"finds no FFmpeg.*pip install -e '\.\[torchcodec\]', with FFmpeg"):
         reader_class("torchcodec")
 
 

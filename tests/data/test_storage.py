@@ -18,7 +18,7 @@ from dtf.data.sampling import FrameSampler
 from dtf.data.storage import FrameFolderReader, LmdbReader, open_video
 from dtf.data.transforms import TestTransform, TrainTransform
 
-lmdb = pytest.importorskip("lmdb", reason="LMDB storage is an optional extra: pip install 'dtf[lmdb]'")
+lmdb = pytest.importorskip("lmdb", reason="LMDB storage is an optional extra: pip install -e '.[lmdb]'")
 
 
 def jpeg(number, size=(64, 48), mode="RGB"):
@@ -169,7 +169,7 @@ def test_lmdb_without_its_package_says_what_to_install(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(ModuleNotFoundError, match=r"pip install 'dtf\[lmdb\]'"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install -e '\.\[lmdb\]'"):
         open_video(path)
 
 

@@ -84,7 +84,7 @@ def test_cupy_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     reasons = "; ".join(cupy_missing())
-    assert "CuPy is not installed (pip install 'dtf[cuda13]'" in reasons
+    assert "CuPy is not installed (pip install -e '.[cuda13]'" in reasons
     assert "no CUDA device" in reasons
     with pytest.raises(ValueError, match="CuPy is not installed"):
         temporal_correlation(torch.zeros(1, 1, 1, 1, 1), backend="cupy")
