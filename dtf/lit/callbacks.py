@@ -63,6 +63,11 @@ class ProgressBar(RichProgressBar):
         metrics.pop("v_num", None)
         return metrics
 
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Only the first process draws, but all take part in summing the metrics that it shows."""
+        _ = trainer.callback_metrics
+        super().on_train_epoch_end(trainer, pl_module)
+
 
 class LearningRate(Callback):
     """Logs `train/lr` at each step (one schedule, so one number, whatever the parameter groups)."""
@@ -199,9 +204,10 @@ class EpochLine(Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print it."""
+        # Reading them sums over processes, so every process has to: the first one alone would wait for ever.
+        metrics = trainer.callback_metrics
         if not trainer.is_global_zero:
             return
-        metrics = trainer.callback_metrics
         parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
         for text, name, form in (
             ("loss", "train/loss_epoch", ".3f"),
