@@ -166,8 +166,8 @@ def test_another_run_does_not_go_on_in_this_folder(
 
 
 def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_path: Path) -> None:
-    """A sweep, so that the second run must find its own processes. With the bar and the epoch's line: only the
-    first process shows them, and what they show is summed over both."""
+    """A sweep, so that the second run must find its own processes. With the bar and the epoch's line: only
+    the first process shows them, and what they show is summed over both."""
     done = run_subprocess(
         *("train.py", "-m", "model=dtf_tiny,c2d_tiny", *tiny_data, f"output={tmp_path}/ddp"),
         *("debug=step", "logger=none"),

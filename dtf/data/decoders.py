@@ -34,6 +34,7 @@ import difflib
 import math
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -94,27 +95,28 @@ class LibraryReader(FrameReader):
             raise VideoError(self.path, "has a video stream without any frame")
 
     @classmethod
+    @abstractmethod
     def load_library(cls) -> Any:
         """The library's module.
 
         Raises:
             ValueError: it is not installed, or cannot be used.
         """
-        raise NotImplementedError
 
     def _own_errors(self, library: Any) -> tuple[type[Exception], ...]:
         return ()
 
+    @abstractmethod
     def _open(self, library: Any, stream_index: int) -> Any:
         """A decoder of the file at `path`; its len() is the number of frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _mean_fps(self) -> float:
-        raise NotImplementedError
+        """Frames per second over the whole video, 0 where it is not known."""
 
+    @abstractmethod
     def _frame(self, index: int) -> torch.Tensor:
         """(H, W, C) uint8 RGB."""
-        raise NotImplementedError
 
     def _fault(self, what: str, error: Exception) -> VideoError:
         """The first line of the library's message, without the line of C++ that it comes from."""

@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -80,9 +81,9 @@ class JpegReader(FrameReader):
                 path, f"holds {len(self._name_of)} images numbered over a range of {self.num_frames}"
             )
 
+    @abstractmethod
     def _load(self, name: str) -> bytes | None:
         """The bytes of an image; None when they cannot be read."""
-        raise NotImplementedError
 
     def close(self) -> None:
         """Free what is open. Calling it again does nothing."""
