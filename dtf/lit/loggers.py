@@ -54,6 +54,9 @@ def wandb_logger(
         id=f"{zlib.crc32(str(folder).encode()):08x}",
         save_dir=folder,
         offline=offline,
+        # Said in so many words: Lightning says it by WANDB_MODE, which wandb reads once per process, so that
+        # the second run of a sweep would not know.
+        mode="offline" if offline else mode,
         group=group,
         tags=list(tags),
     )
