@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -66,3 +68,20 @@ def clean_environment() -> dict[str, str]:
         k: v for k, v in os.environ.items() if k not in drop and not k.startswith(("DTF_", "PL_", "WANDB"))
     }
     return kept | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+
+
+def documented(page: str, part: str) -> list[str]:
+    """Arguments (without "python") of the one command on a page of docs/ that has `part` in it.
+
+    Tests run documented commands by this, with small settings appended: what the page says is what is tested.
+    """
+    text = (REPOSITORY / "docs" / page).read_text(encoding="utf-8").replace("\\\n", " ")
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, flags=re.M | re.S)
+    lines = [line for block in blocks for line in block.splitlines() if part in line]
+    assert len(lines) == 1, f"docs/{page} has {len(lines)} commands with {part!r}: {lines}"
+    words = shlex.split(lines[0], comments=True)
+    # Variables for the command itself come first.
+    while "=" in words[0]:
+        words.pop(0)
+    assert words[0] == "python", f"docs/{page}: not a python command: {lines[0]}"
+    return words[1:]
