@@ -6,6 +6,7 @@ from dtf.models.block import DTFBlock
 from dtf.models.convert import ConversionReport, convert_original_state_dict
 from dtf.models.network import VideoNetwork
 from dtf.models.registry import create_model, list_models, register_model
+from dtf.models.response import filter_responses
 from dtf.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "VideoNetwork",
     "convert_original_state_dict",
     "create_model",
+    "filter_responses",
     "list_models",
     "load_weights",
     "register_model",

@@ -138,6 +138,13 @@ class DTFBlock(nn.Module):
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        response = self.response(x)
+        # The precision of every step is chosen, and the same on every device.
+        with torch.autocast(x.device.type, enabled=False):
+            return (x + response).to(x.dtype)
+
+    def response(self, x: torch.Tensor) -> torch.Tensor:
+        """What the block adds to its input: (B, C, T, H, W) -> same shape, bfloat16, float32 or float64."""
         if x.dim() != 5 or x.shape[1] != self.dim or x.shape[2] != self.num_frames:
             raise ValueError(
                 f"DTFBlock takes (B, {self.dim}, {self.num_frames}, H, W), got {tuple(x.shape)}. The "
@@ -146,13 +153,10 @@ class DTFBlock(nn.Module):
         enriched, correlation = frame_wise_aggregation(x, self.kernel_size, backend=self.backend)
         storage, product = self._precision(x)
         enriched, correlation = enriched.to(storage), correlation.to(storage)
-        # The precision of every step is chosen above, and the same on every device.
         with torch.autocast(x.device.type, enabled=False):
             if self.backend == "reference":
-                response = self._respond_by_fft(enriched, correlation)
-            else:
-                response = self._respond(enriched, correlation, product)
-            return (x + response).to(x.dtype)
+                return self._respond_by_fft(enriched, correlation)
+            return self._respond(enriched, correlation, product)
 
     def _precision(self, x: torch.Tensor) -> tuple[torch.dtype, torch.dtype]:
         """Returns the dtypes (that spectra and filters are stored in, that the mix multiplies in).
@@ -266,6 +270,9 @@ class FoldedDTFBlock(DTFBlock):
     """A :class:`DTFBlock` on frames folded into the batch: (B*T, C, H, W) -> same, any memory layout."""
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.unfold(frames)).transpose(1, 2).flatten(0, 1)
+
+    def unfold(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B*T, C, H, W) -> (B, C, T, H, W)."""
         # Frames in channels_last make this a channels_last_3d clip: both reshapes are views.
-        clips = frames.unflatten(0, (-1, self.num_frames)).transpose(1, 2)
-        return super().forward(clips).transpose(1, 2).flatten(0, 1)
+        return frames.unflatten(0, (-1, self.num_frames)).transpose(1, 2)
