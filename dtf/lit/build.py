@@ -21,6 +21,7 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
@@ -190,15 +191,15 @@ def print_start(
     """Say what is about to be trained, with the table of parameter groups."""
     console = Console(highlight=False)
     table = Table(title=f"{network.name} on {data.name}", title_justify="left")
-    table.add_column("parameters")
+    table.add_column("parameters", no_wrap=True)
     for column in ("tensors", "numbers", "lr", "weight decay"):
         table.add_column(column, justify="right")
     for group in parameter_groups(network, OptimConfig.from_mapping(optim)):
         table.add_row(
-            GROUP_TITLES[group["name"]],
+            GROUP_TITLES.get(group["name"], escape(group["name"])),
             str(len(group["params"])),
             f"{sum(p.numel() for p in group['params']):,}",
-            f"{group['lr']:g}",
+            f"{group['lr']:.4g}",
             f"{group['weight_decay']:g}",
         )
     console.print(table)

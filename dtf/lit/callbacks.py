@@ -70,13 +70,14 @@ class ProgressBar(RichProgressBar):
 
 
 class LearningRate(Callback):
-    """Logs `train/lr` at each step (one schedule, so one number, whatever the parameter groups)."""
+    """Logs `train/lr` at each step: what a parameter group of scale 1 has (one schedule, so one number)."""
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
     ) -> None:
         """Log it."""
-        pl_module.log("train/lr", trainer.optimizers[0].param_groups[0]["lr"])
+        group = trainer.optimizers[0].param_groups[0]
+        pl_module.log("train/lr", group["lr"] / group["lr_scale"])
 
 
 class Throughput(Callback):

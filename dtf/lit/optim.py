@@ -2,13 +2,17 @@
 
 No decay on vectors (norms, biases, the DTF block's alpha) and position tables, as Video-Swin, MViT and
 TAdaConv do; the SIFA / DTF pipeline decays everything (`decay_all`).
+
+Learning rates by name (`lr_scale`): Video-Swin's backbone at a tenth, TAdaConv's new parameters tenfold. By
+depth (`layer_decay`): BEiT (arXiv 2106.08254), over timm's own grouping of a backbone into layers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
 from typing import Any, Literal, TypedDict, get_args
 
 import torch
@@ -38,6 +42,11 @@ class OptimConfig:
         warmup_start: first learning rate as a share of `lr`, in (0, 1].
         min_lr: the cosine's end as a share of `lr`, in [0, 1].
         decay_all: decay norms, biases and position tables too.
+        lr_scale: pattern -> factor on `lr` for the parameters that it names. A pattern is a module's name
+            ("backbone.head") or has wildcards ("*.dtf*"). Of several that fit a name, the last one counts.
+        layer_decay: factor on `lr` per layer from the classifier down, in (0, 1]: the classifier has `lr`,
+            the last block `lr` times this, the stem the least. Multiplies with `lr_scale`. None: no such
+            decay.
 
     Raises:
         ValueError: values out of range; all faults at once.
@@ -54,6 +63,8 @@ class OptimConfig:
     warmup_start: float = 0.01
     min_lr: float = 0.0
     decay_all: bool = False
+    lr_scale: Mapping[str, float] = field(default_factory=dict)
+    layer_decay: float | None = None
 
     def __post_init__(self) -> None:
         faults = []
@@ -70,8 +81,18 @@ class OptimConfig:
         }
         for key, (low, high) in limits.items():
             value = getattr(self, key)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            if not _is_number(value) or not low <= value <= high:
                 faults.append(f"{key} must be a number in {low:g}..{high:g}, got {value!r}")
+        if self.layer_decay is not None and not (_is_number(self.layer_decay) and 0 < self.layer_decay <= 1):
+            faults.append(
+                f"layer_decay must be null or a number above 0 and up to 1, got {self.layer_decay!r}"
+            )
+        if not isinstance(self.lr_scale, Mapping):
+            faults.append(f"lr_scale must be a mapping {{name: factor}}, got {self.lr_scale!r}")
+        else:
+            for pattern, factor in self.lr_scale.items():
+                if not _is_number(factor) or not 0 < factor < math.inf:
+                    faults.append(f"lr_scale.{pattern} must be a number above 0, got {factor!r}")
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             faults.append("nesterov needs momentum > 0")
         if faults:
@@ -88,17 +109,28 @@ class OptimConfig:
         if missing:
             raise ValueError(f"optim needs {' and '.join(missing)}")
         settings: dict[str, Any] = {str(k): tuple(v) if k == "betas" else v for k, v in values.items()}
+        if settings.get("lr_scale") is None:
+            settings["lr_scale"] = {}
         return cls(**settings)
 
 
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 class ParameterGroup(TypedDict):
-    """A parameter group as torch's optimisers take it, with the names of its members."""
+    """A parameter group as torch's optimisers take it, with the names of its members.
+
+    `name` ends in "decay" or "no_decay", after the layer and the pattern that decided the learning rate:
+    "layer_3/*.dtf*/no_decay". `lr` is the recipe's times `lr_scale`.
+    """
 
     name: str
     params: list[nn.Parameter]
     param_names: list[str]
     weight_decay: float
     lr: float
+    lr_scale: float
 
 
 def is_decayed(name: str, parameter: torch.Tensor) -> bool:
@@ -108,24 +140,69 @@ def is_decayed(name: str, parameter: torch.Tensor) -> bool:
 
 
 def parameter_groups(network: nn.Module, config: OptimConfig) -> list[ParameterGroup]:
-    """Trainable parameters in groups "decay" and "no_decay"; a group without members is left out."""
-    groups: dict[str, ParameterGroup] = {}
-    for name, parameter in network.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    """Trainable parameters in groups of one learning rate and one weight decay, from stem to classifier.
+
+    Without `lr_scale` and `layer_decay` they are "decay" and "no_decay". A group without members is left
+    out.
+
+    Raises:
+        ValueError: a pattern of `lr_scale` names nothing; `layer_decay` for a network that does not say which
+            layer a parameter belongs to.
+    """
+    names = [name for name, parameter in network.named_parameters() if parameter.requires_grad]
+    patterns = _patterns(names, config.lr_scale)
+    layers = _layers(network) if config.layer_decay is not None else {}
+    last_layer = max(layers.values(), default=0)
+    groups: dict[tuple[int, str, str], ParameterGroup] = {}
+    for name in names:
+        parameter = network.get_parameter(name)
         decayed = config.decay_all or is_decayed(name, parameter)
-        key = "decay" if decayed else "no_decay"
+        kind, pattern, layer = "decay" if decayed else "no_decay", patterns.get(name, ""), layers.get(name, 0)
+        scale = config.lr_scale.get(pattern, 1.0) * (config.layer_decay or 1.0) ** (last_layer - layer)
+        title = [f"layer_{layer}" if layers else "", pattern, kind]
         empty = ParameterGroup(
-            name=key,
+            name="/".join(filter(None, title)),
             params=[],
             param_names=[],
             weight_decay=float(config.weight_decay if decayed else 0.0),
-            lr=float(config.lr),
+            lr=float(config.lr * scale),
+            lr_scale=float(scale),
         )
-        group = groups.setdefault(key, empty)
+        group = groups.setdefault((layer, pattern, kind), empty)
         group["params"].append(parameter)
         group["param_names"].append(name)
-    return list(groups.values())
+    # Layers in order; within one, as the network declares its parameters.
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0])]
+
+
+def _patterns(names: list[str], lr_scale: Mapping[str, float]) -> dict[str, str]:
+    """Parameter name -> the last pattern that fits it."""
+    found: dict[str, str] = {}
+    for pattern in lr_scale:
+        fits = [n for n in names if n == pattern or n.startswith(f"{pattern}.") or fnmatchcase(n, pattern)]
+        if not fits:
+            modules = {n[:i] for n in names for i, letter in enumerate(n) if letter == "."}
+            raise ValueError(
+                f"optim.lr_scale.{pattern} fits no parameter{nearest(pattern, sorted(modules))} (a pattern "
+                "is a module's name such as backbone, or has wildcards: *.bias)"
+            )
+        found |= dict.fromkeys(fits, pattern)
+    return found
+
+
+def _layers(network: nn.Module) -> dict[str, int]:
+    """Parameter name -> layer, 0 for the stem; the classifier is the last; a filter is in its block's."""
+    backbone: Any = getattr(network, "backbone", None)
+    if not hasattr(backbone, "group_matcher"):
+        name = getattr(network, "name", "") or type(network).__name__
+        raise ValueError(
+            f"optim.layer_decay: {name} does not say which layer a parameter belongs to (timm's "
+            "group_matcher); use optim.lr_scale, or null"
+        )
+    from timm.models import group_parameters
+
+    layers = group_parameters(backbone, backbone.group_matcher(coarse=False), reverse=True)
+    return {f"backbone.{name}": layer for name, layer in layers.items()}
 
 
 def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dtf.lit.callbacks import BrokenVideos, RepeatFirstBatch, Throughput
+from dtf.lit.callbacks import BrokenVideos, LearningRate, RepeatFirstBatch, Throughput
 from dtf.lit.classifier import VideoClassifier
 from dtf.lit.command import RunError
 from dtf.lit.scores import Evaluation
@@ -123,6 +123,14 @@ def test_the_schedule_counts_optimiser_steps() -> None:
     record = Record()
     fit(VideoClassifier(tiny(), 2, SGD), record, max_epochs=3, accumulate_grad_batches=3)
     assert record.rates == pytest.approx([0.01] * 3 + [0.1] * 3 + [0.05] * 3)
+
+
+def test_the_logged_rate_is_that_of_a_group_without_scale() -> None:
+    trainer = fit(
+        VideoClassifier(tiny(), 2, SGD | {"lr_scale": {"backbone": 0.1}, "layer_decay": 0.5}), LearningRate()
+    )
+    # The last of six steps, three of them warm-up: cos(2/3 pi) of the way down.
+    assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(0.1 * 0.25)
 
 
 def test_dropout_depends_on_seed_epoch_batch_only() -> None:

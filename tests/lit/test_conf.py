@@ -102,6 +102,21 @@ def test_optim(option: str) -> None:
     assert OptimConfig.from_mapping(plain(cfg.optim)).name == option
 
 
+def test_the_table_shows_every_group(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    overrides = ["model=c2d_tiny", "optim.lr_scale={backbone.fc:10,*.bias:2}", "optim.layer_decay=0.5"]
+    cfg = settings(
+        *overrides, "optim.lr=0.08", "optim.weight_decay=0.07", "trainer=cpu", "data.root=/no/where"
+    )
+    data = build.instantiate(cfg.data)
+    network = build.build_network(cfg.model, data)
+    trainer = build.build_trainer(cfg.trainer, folder, [], [])
+    build.print_start(network, data, plain(cfg.optim), trainer, folder)
+    rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
+    assert ["layer_5/backbone.fc/decay", "1", "1,280", "0.8", "0.07"] in rows
+    assert ["layer_5/*.bias/no_decay", "1", "10", "0.16", "0"] in rows
+    assert ["layer_0/decay", "1", "1,200", "0.0025", "0.07"] in rows
+
+
 @pytest.mark.parametrize("option", options("trainer"))
 def test_trainer(option: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK")

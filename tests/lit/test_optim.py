@@ -10,6 +10,16 @@ from dtf.models import create_model
 
 ADAMW = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05)
 
+TINY_SWIN = {
+    "clip_length": 4,
+    "image_size": 32,
+    "embed_dim": 12,
+    "depths": [1, 2, 1, 1],
+    "num_heads": [2, 2, 2, 2],
+    "window_size": 2,
+    "filter_groups": 1,
+}
+
 
 def names(model: str, config: OptimConfig = ADAMW, **overrides) -> dict[str, set[str]]:
     network = create_model(model, num_classes=3, **overrides)
@@ -34,13 +44,7 @@ def test_dtf_tiny_by_name() -> None:
 def test_swin_position_tables_are_not_decayed() -> None:
     found = names(
         "dtf_swin_tiny",
-        clip_length=4,
-        image_size=32,
-        embed_dim=12,
-        depths=[1, 1, 1, 1],
-        num_heads=[2, 2, 2, 2],
-        window_size=2,
-        filter_groups=1,
+        **TINY_SWIN,
     )
     tables = {n for n in found["no_decay"] | found["decay"] if n.endswith("relative_position_bias_table")}
     assert tables
@@ -52,6 +56,99 @@ def test_swin_position_tables_are_not_decayed() -> None:
 def test_decay_all_is_one_group() -> None:
     config = OptimConfig(name="sgd", lr=0.1, weight_decay=1e-4, decay_all=True)
     assert set(names("c2d_tiny", config)) == {"decay"}
+
+
+def rates(model: str, config: OptimConfig, **overrides) -> dict[str, float]:
+    """Learning rate by parameter name, from the optimiser itself."""
+    network = create_model(model, num_classes=3, **overrides)
+    rate = {
+        id(p): group["lr"] for group in build_optimizer(network, config).param_groups for p in group["params"]
+    }
+    return {name: rate[id(p)] for name, p in network.named_parameters()}
+
+
+def test_lr_scale_by_name() -> None:
+    """Video-Swin's backbone at a tenth, fresh classifier and filters: the last pattern counts."""
+    scale = {"backbone": 0.1, "backbone.fc": 1, "*.dtf*": 10}
+    config = OptimConfig(name="sgd", lr=1.0, weight_decay=1e-4, lr_scale=scale)
+    found = rates("dtf_tiny", config, clip_length=4)
+    for name, rate in found.items():
+        expected = 10 if ".dtf" in name else 1 if name.startswith("backbone.fc.") else 0.1
+        assert rate == pytest.approx(expected), name
+    groups = names("dtf_tiny", config, clip_length=4)
+    assert set(groups) == {f"{p}/{kind}" for p in scale for kind in ("decay", "no_decay")}
+    assert groups["backbone.fc/no_decay"] == {"backbone.fc.bias"}
+    assert "backbone.layer1.0.dtf1.alpha" in groups["*.dtf*/no_decay"]
+
+
+@pytest.mark.parametrize(
+    ("scale", "message"),
+    [
+        ({"backbon": 0.1}, "lr_scale.backbon fits no parameter; did you mean backbone?"),
+        ({"back": 0.1}, "lr_scale.back fits no parameter"),
+        ({"*.gamma": 0.1}, r"lr_scale.\*.gamma fits no parameter"),
+    ],
+)
+def test_a_pattern_that_fits_nothing(scale: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rates("c2d_tiny", OptimConfig(name="sgd", lr=1.0, lr_scale=scale))
+
+
+def test_layer_decay_of_a_resnet_by_name() -> None:
+    """Six blocks: the stem is layer 0, the classifier layer 7. A block's filters have its learning rate."""
+    config = OptimConfig(name="sgd", lr=1.0, weight_decay=1e-4, layer_decay=0.5)
+    small = {"clip_length": 4, "layers": [1, 2, 1, 2], "widths": [8, 8, 8, 8], "filter_groups": 8}
+    found = rates("dtf_tiny", config, **small)
+    blocks = ["layer1.0", "layer2.0", "layer2.1", "layer3.0", "layer4.0", "layer4.1"]
+    prefixes = [
+        ("backbone.conv1.", "backbone.bn1."),
+        *[(f"backbone.{b}.",) for b in blocks],
+        ("backbone.fc.",),
+    ]
+    seen = 0
+    for layer, prefix in enumerate(prefixes):
+        members = {name for name in found if name.startswith(prefix)}
+        assert {found[name] for name in members} == {0.5 ** (7 - layer)}, prefix
+        seen += len(members)
+    assert seen == len(found)
+    assert found["backbone.layer2.1.dtf2.filter_weight"] == 0.5**4
+    groups = names("dtf_tiny", config, **small)
+    assert list(groups)[:2] == ["layer_0/decay", "layer_0/no_decay"]
+    assert groups["layer_7/no_decay"] == {"backbone.fc.bias"}
+
+
+def test_layer_decay_of_a_swin_by_name() -> None:
+    """Five blocks; the patch embedding is layer 0, the classifier 6, the last norm with the last block."""
+    found = rates("dtf_swin_tiny", OptimConfig(name="adamw", lr=1.0, layer_decay=0.5), **TINY_SWIN)
+    expected = {
+        "backbone.patch_embed.": 0,
+        "backbone.layers.0.blocks.0.": 1,
+        "backbone.layers.1.downsample.": 2,
+        "backbone.layers.1.blocks.0.": 2,
+        "backbone.layers.1.blocks.1.": 3,
+        "backbone.layers.2.downsample.": 4,
+        "backbone.layers.2.blocks.0.": 4,
+        "backbone.layers.3.downsample.": 5,
+        "backbone.layers.3.blocks.0.": 5,
+        "backbone.norm.": 5,
+        "backbone.head.": 6,
+    }
+    for name, rate in found.items():
+        (layer,) = {layer for prefix, layer in expected.items() if name.startswith(prefix)}
+        assert rate == 0.5 ** (6 - layer), name
+    assert any(".dtf." in name for name in found)
+
+
+def test_scale_and_layer_decay_multiply() -> None:
+    config = OptimConfig(name="sgd", lr=1.0, layer_decay=0.5, lr_scale={"*.dtf*": 10})
+    found = rates("dtf_tiny", config, clip_length=4)
+    assert found["backbone.layer4.0.conv1.weight"] == 0.5
+    assert found["backbone.layer4.0.dtf1.alpha"] == 5.0
+
+
+def test_layer_decay_needs_layers() -> None:
+    with pytest.raises(ValueError, match=r"optim.layer_decay: Linear does not say which layer"):
+        parameter_groups(torch.nn.Linear(2, 2), OptimConfig(name="sgd", lr=1.0, layer_decay=0.5))
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -108,6 +205,9 @@ def test_no_warm_up() -> None:
         ),
         ({"lr": 1}, "optim needs name"),
         ({"name": "sgd", "lr": 1, "warmup_start": 2, "min_lr": 3}, "warmup_start .*; min_lr"),
+        ({"name": "sgd", "lr": 1, "layer_decay": 1.5}, "layer_decay must be null or a number above 0"),
+        ({"name": "sgd", "lr": 1, "lr_scale": {"backbone": 0}}, "lr_scale.backbone must be a number above 0"),
+        ({"name": "sgd", "lr": 1, "lr_scale": 0.1}, "lr_scale must be a mapping"),
     ],
 )
 def test_wrong_values(values: dict, message: str) -> None:
