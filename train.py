@@ -27,6 +27,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.lit.callbacks import BrokenVideos
     from dtf.lit.checkpoint import describe, load_checkpoint
     from dtf.lit.classifier import VideoClassifier
+    from dtf.lit.files import replacing
     from dtf.models import save_weights
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
@@ -67,7 +68,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
     if is_first_process():
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(cfg, resolve=True))
+        with replacing(folder / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(cfg, resolve=True))
         build.print_start(network, data, config["optim"], trainer, folder)
 
     with build.running(trainer):

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from dtf.data.dataset import Batch
 from dtf.lit.command import RunError, run_folder
+from dtf.lit.files import replacing
 
 log = logging.getLogger(__name__)
 
@@ -188,8 +189,8 @@ class BrokenVideos(Callback):
     def _check(self, trainer: pl.Trainer) -> None:
         reasons = list(self.reasons.values())
         if self.folder is not None and trainer.is_global_zero:
-            text = "".join(f"{reason}\n" for reason in reasons)
-            (self.folder / "broken_videos.txt").write_text(text, "utf-8", "backslashreplace")
+            with replacing(self.folder / "broken_videos.txt") as file:
+                file.writelines(f"{reason}\n" for reason in reasons)
         total = len(trainer.datamodule.index("train"))  # type: ignore[attr-defined]
         if len(reasons) > self.max_bad_fraction * total:
             shown = "; ".join(reasons[:10]) + (f"; and {len(reasons) - 10} more" if len(reasons) > 10 else "")

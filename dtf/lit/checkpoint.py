@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from dtf.lit.files import replacing
 from dtf.models import VideoNetwork, create_model
 
 FORMAT = 1
@@ -41,20 +42,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         """Save a checkpoint atomically.
 
         Raises:
-            OSError: the folder cannot be written or the disk is full; an earlier file at `path` stays whole.
+            RunError: the folder cannot be written or the disk is full; an earlier file at `path` stays whole.
         """
         assert storage_options is None
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-        try:
-            with open(partial, "wb") as file:
-                torch.save(checkpoint, file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with replacing(path, "wb") as file:
+            torch.save(checkpoint, file)
 
 
 @dataclass(frozen=True)

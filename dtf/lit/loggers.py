@@ -5,15 +5,33 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Sequence
+from pathlib import Path
 
 from pytorch_lightning.loggers import CSVLogger, Logger
 
 from dtf.lit.command import RunError, run_folder
+from dtf.lit.files import explaining
+
+
+class _Curves(CSVLogger):
+    """Lightning's logger with an error that names the file."""
+
+    def save(self) -> None:
+        with explaining(Path(self.log_dir) / "metrics.csv"):
+            super().save()
+
+    def finalize(self, status: str) -> None:
+        try:
+            super().finalize(status)
+        except RunError:
+            # A run that fails has said why; its last rows are not worth another error on top.
+            if status == "success":
+                raise
 
 
 def csv_logger() -> Logger:
     """Curves as OUTPUT/csv/version_0/metrics.csv. A resumed run starts another version; none is deleted."""
-    return CSVLogger(run_folder(), name="csv", flush_logs_every_n_steps=20)
+    return _Curves(run_folder(), name="csv", flush_logs_every_n_steps=20)
 
 
 def tensorboard_logger() -> Logger:

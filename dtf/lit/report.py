@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.lit.files import replacing
 from dtf.lit.scores import Evaluation
 
 RESULTS = "results.json"
@@ -94,15 +95,16 @@ def confused_pairs(confusion: np.ndarray, limit: int = 10) -> list[tuple[int, in
 
 def write_json(path: Path, content: Any) -> None:
     """Write JSON, whole or not at all."""
-    _replace(path, json.dumps(content, indent=2, allow_nan=False, default=str) + "\n")
+    text = json.dumps(content, indent=2, allow_nan=False, default=str)
+    with replacing(path) as file:
+        file.write(text + "\n")
 
 
 def write_scores(
     path: Path, evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[str]
 ) -> None:
     """One row per video: path, class, prediction, views, error and the score of each class."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(partial, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with replacing(path, newline="") as file:
         writer = csv.writer(file)
         head = ["video", "class", "prediction", "right", "views", "error"]
         writer.writerow(head + [f"score:{name}" for name in class_names])
@@ -120,7 +122,6 @@ def write_scores(
                     *(f"{s:.9g}" if sound else "" for s in evaluation.scores[row]),
                 ]
             )
-    os.replace(partial, path)
 
 
 def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str], title: str) -> None:
@@ -162,9 +163,8 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
             axes.text(b, a, str(confusion[a, b]), ha="center", va="center", color=colour, fontsize=font)
     bar = figure.add_axes(((labels + side + 0.15) / width, labels / height, 0.2 / width, side / height))
     figure.colorbar(image, cax=bar, label="share of the class")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    figure.savefig(partial, format="png", dpi=110)
-    os.replace(partial, path)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
 
 
 def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, str]]) -> None:
@@ -215,9 +215,3 @@ def _escape(text: str) -> str:
     from rich.markup import escape
 
     return escape("".join(c if c.isprintable() else "?" for c in text))
-
-
-def _replace(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8", errors="backslashreplace")
-    os.replace(partial, path)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,7 +58,15 @@ def save_weights(path: str | os.PathLike[str], model: VideoNetwork, metadata: Ma
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
     os.close(handle)
     try:
-        save_file(state, temporary, metadata=texts)
+        try:
+            save_file(state, temporary, metadata=texts)
+        except SafetensorError as error:
+            # The library knows the number of the operating system's error, but says it in a text alone.
+            number = re.search(r"os error (\d+)|code: (\d+)", str(error))
+            if number is None:
+                raise
+            code = int(number.group(1) or number.group(2))
+            raise OSError(code, os.strerror(code), str(path)) from error
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         # mkstemp makes private files; weights get the permissions of any new file.
