@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from pytorch_lightning import LightningDataModule
 
+from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
 from dtf.data.decoders import reader_class
 from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list
@@ -30,6 +31,8 @@ _STAGES_OF = {
     "test": ("test",),
     "predict": ("test",),
 }
+
+_AUGMENT_PARTS: dict[str, type] = {"rand_augment": RandAugment, "erase": RandomErasing}
 
 T = TypeVar("T")
 
@@ -57,7 +60,7 @@ class VideoDataModule(LightningDataModule):
             view.
         max_bad_fraction: share of broken videos above which training or an evaluation fails, in 0..1.
         sampling: for train, val and test the other arguments of `FrameSampler`.
-        augment: the other arguments of `TrainTransform`.
+        augment: the other arguments of `TrainTransform`; `rand_augment` and `erase` are mappings or None.
         mean, std: of each colour for values in 0..1.
         seed: all randomness is a function of this, the epoch and the video.
         max_read_seconds: a video that takes longer to read and decode counts as broken; None: no limit.
@@ -135,7 +138,17 @@ class VideoDataModule(LightningDataModule):
             stage: _build(FrameSampler, shared, schemes.get(stage), f"data.sampling.{stage}")
             for stage in STAGES
         }
-        self.train_transform = _build(TrainTransform, {"crop_px": crop_px}, augment, "data.augment")
+        parts = {key: value for key, value in (augment or {}).items() if key in _AUGMENT_PARTS}
+        built = {
+            key: None if value is None else _build(_AUGMENT_PARTS[key], {}, value, f"data.augment.{key}")
+            for key, value in parts.items()
+        }
+        self.train_transform = _build(
+            TrainTransform,
+            {"crop_px": crop_px, "mean": self.mean, "std": self.std},
+            {**(augment or {}), **built},
+            "data.augment",
+        )
         self.val_transform = TestTransform(crop_px, self.short_side_px)
         self.test_transform = TestTransform(crop_px, self.short_side_px, num_crops)
 
@@ -373,6 +386,8 @@ def _known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) 
 def _build(cls: type[T], shared: Mapping[str, Any], given: Mapping[str, Any] | None, where: str) -> T:
     """An instance of a dataclass from settings, lists becoming tuples."""
     assert dataclasses.is_dataclass(cls)
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{where}: must be a mapping of settings, got {given!r}")
     allowed = [f.name for f in dataclasses.fields(cls) if f.name not in shared]
     settings = {
         key: tuple(value) if isinstance(value, list) else value

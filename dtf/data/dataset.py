@@ -133,7 +133,7 @@ class TrainDataset(Dataset[Sample]):
 
             [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px)
         label = int(self.index.labels[video_index])
-        clip, label = self.transform.recolor(clip.permute(0, 3, 1, 2), label, rng)
+        clip, label = self.transform.augment(clip.permute(0, 3, 1, 2), label, rng)
         return clip.permute(0, 2, 3, 1), label
 
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
+from dtf.data.augment import RandAugment, RandomErasing, gaussian_blur
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -151,7 +153,7 @@ def normalize(
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """Random crop, flip and colour jitter, the same for every frame of a clip.
+    """Random crop, flip, colours, blur, RandAugment and erasing in this order, alike for all frames.
 
     Args:
         crop_px: side of the output in pixels.
@@ -164,7 +166,13 @@ class TrainTransform:
         flip_labels: pairs of classes that a mirror turns into each other ("left to right", "right to left").
         brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x; 0 is off.
         hue: shift drawn from -x .. x turns of the colour circle (at most 0.5); 0 is off.
+        color_probability: of the four above, together; they come in random order.
         grayscale: probability of dropping the colours.
+        blur: probability of a Gaussian blur.
+        blur_sigma: its standard deviation in pixels of the output, smallest and largest.
+        rand_augment: `dtf.data.augment.RandAugment`; None: off.
+        erase: `dtf.data.augment.RandomErasing`; None: off.
+        mean, std: of each colour for values in 0..1; rand_augment and erase fill with them.
 
     Raises:
         ValueError: values out of range; all faults at once.
@@ -181,7 +189,14 @@ class TrainTransform:
     contrast: float = 0.0
     saturation: float = 0.0
     hue: float = 0.0
+    color_probability: float = 1.0
     grayscale: float = 0.0
+    blur: float = 0.0
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    rand_augment: RandAugment | None = None
+    erase: RandomErasing | None = None
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
 
     def __post_init__(self) -> None:
         faults = []
@@ -189,7 +204,7 @@ class TrainTransform:
             faults.append(f"crop_px must be at least 1, got {self.crop_px}")
         if self.crop not in get_args(Crop):
             faults.append(f"crop must be one of {', '.join(get_args(Crop))}, got {self.crop!r}")
-        for name, top in (("scale", 1.0), ("ratio", math.inf)):
+        for name, top in (("scale", 1.0), ("ratio", math.inf), ("blur_sigma", math.inf)):
             pair = getattr(self, name)
             if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= top:
                 limit = f" <= {top:g}" if top < math.inf else ""
@@ -201,8 +216,8 @@ class TrainTransform:
                 faults.append(
                     f"short_side_px must be [low, high], crop_px={self.crop_px} <= low <= high; got {given}"
                 )
-        limits = {"flip": 1.0, "grayscale": 1.0, "hue": 0.5}
-        for name in ("flip", "brightness", "contrast", "saturation", "hue", "grayscale"):
+        limits = {"flip": 1.0, "hue": 0.5, "color_probability": 1.0, "grayscale": 1.0, "blur": 1.0}
+        for name in ("brightness", "contrast", "saturation", *limits):
             value, top = getattr(self, name), limits.get(name, math.inf)
             if not 0 <= value <= top:
                 faults.append(f"{name} must lie in 0..{top:g}, got {value}")
@@ -229,8 +244,27 @@ class TrainTransform:
         """(C, H, W) uint8 -> (C, S, S) uint8: the part in the box at the output size."""
         return crop_and_resize(frame, box, self.crop_px)
 
+    def augment(self, clip: torch.Tensor, label: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
+        """Everything that comes after the crop.
+
+        Args:
+            clip: (T, C, H, W) uint8.
+            label: its class.
+            rng: source of randomness.
+
+        Returns:
+            The clip, same shape and type, and the class of what it shows now (see flip_labels).
+        """
+        clip, label = self.recolor(clip, label, rng)
+        mean, std = ([255 * x for x in colors] for colors in (self.mean, self.std))
+        if self.rand_augment is not None:
+            clip = self.rand_augment(clip, mean, rng)
+        if self.erase is not None:
+            clip = self.erase(clip, mean, std, rng)
+        return clip, label
+
     def recolor(self, clip: torch.Tensor, label: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
-        """Flip and colour jitter of a whole clip.
+        """Flip, colour jitter and blur of a whole clip.
 
         Args:
             clip: (T, C, H, W) uint8.
@@ -247,6 +281,8 @@ class TrainTransform:
                     label = right if label == left else left
                     break
         jitters = [name for name in ("brightness", "contrast", "saturation", "hue") if getattr(self, name)]
+        if jitters and self.color_probability < 1 and rng.random() >= self.color_probability:
+            jitters = []
         for name in rng.permutation(jitters).tolist():
             amount = getattr(self, name)
             if name == "hue":
@@ -256,6 +292,8 @@ class TrainTransform:
                 clip = getattr(F, f"adjust_{name}")(clip, factor)
         if self.grayscale and rng.random() < self.grayscale:
             clip = F.rgb_to_grayscale(clip, num_output_channels=3)
+        if self.blur and rng.random() < self.blur:
+            clip = gaussian_blur(clip, rng.uniform(*self.blur_sigma))
         return clip, label
 
 
