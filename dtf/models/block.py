@@ -26,6 +26,11 @@ def _wide(dtype: torch.dtype) -> torch.dtype:
     return dtype if dtype == torch.float64 else torch.float32
 
 
+def _autocast_device(x: torch.Tensor) -> str:
+    """The device type to ask about autocast, which knows no meta device (there FLOPs are counted)."""
+    return "cpu" if x.is_meta else x.device.type
+
+
 def real_dft(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the orthonormal DFT of T real values as a real T x T matrix, and its inverse, in float64.
 
@@ -140,7 +145,7 @@ class DTFBlock(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         response = self.response(x)
         # The precision of every step is chosen, and the same on every device.
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(_autocast_device(x), enabled=False):
             return (x + response).to(x.dtype)
 
     def response(self, x: torch.Tensor) -> torch.Tensor:
@@ -153,7 +158,7 @@ class DTFBlock(nn.Module):
         enriched, correlation = frame_wise_aggregation(x, self.kernel_size, backend=self.backend)
         storage, product = self._precision(x)
         enriched, correlation = enriched.to(storage), correlation.to(storage)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(_autocast_device(x), enabled=False):
             if self.backend == "reference":
                 return self._respond_by_fft(enriched, correlation)
             return self._respond(enriched, correlation, product)
@@ -179,7 +184,7 @@ class DTFBlock(nn.Module):
             return wide, wide
         if x.dtype == torch.bfloat16:
             return (torch.bfloat16 if self.num_frames % 2 == 0 else wide), torch.bfloat16
-        device = x.device.type
+        device = _autocast_device(x)
         if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
             narrow = torch.get_autocast_dtype(device) == torch.bfloat16
             return wide, torch.bfloat16 if narrow else wide

@@ -1,0 +1,345 @@
+"""What a network costs: parameters, multiply-adds, activations, memory, clips per second.
+
+    python -m dtf.profile MODEL [clip_length=16] [image_size=224] [batch_size=1] [device=auto] [KEY=VALUE...]
+    python -m dtf.profile all          the table of all networks, in Markdown
+
+KEY is any argument of the network (num_classes=400, temporal_stride=4, kernel_size=3, layers=[2,2,2,2], ...).
+Counts are those of one clip in evaluation and are taken without computing anything; device=none leaves it at
+them. Speed and memory are measured on the device, for inference and for a training step (forward, backward).
+
+GFLOPs are given as the tables of the field have it: one multiply-add counts as one. Counted are convolutions,
+matrix products and the operators of this package, so all products of a temporal filter: correlation,
+aggregation, prediction of the filters, the transforms to frequencies and back, the mix over channels.
+Element-wise work (normalisation, activation functions, softmax, applying the filter) is not. Activations are
+the output elements of the operations counted.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dtf.lit.command import one_line_errors
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+OPTIONS = {"clip_length": 16, "image_size": 224, "batch_size": 1, "num_classes": 400}
+SMALL = {"clip_length": 8, "image_size": 64, "num_classes": 10}
+"""What the pocket-size networks (`*_tiny` of ResNet) are made for: the motion data set."""
+MEASURE_SECONDS = 3.0
+"""What the command spends on each of its two measurements."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a module costs for one input.
+
+    Attributes:
+        name: of the module within the network, "" for the whole.
+        parameters: trainable or not, each once.
+        macs: multiply-adds.
+        activations: output elements of all operations whose multiply-adds are counted.
+        parts: costs of the stages, whose sum this is.
+    """
+
+    name: str
+    parameters: int
+    macs: int
+    activations: int
+    parts: tuple[Cost, ...] = ()
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured on a device.
+
+    Attributes:
+        clips_per_second: of the median repetition.
+        peak_bytes: memory of the device at its fullest, weights included; None where it cannot be measured.
+    """
+
+    clips_per_second: float
+    peak_bytes: int | None
+
+
+def measure_cost(module: nn.Module, *inputs: torch.Tensor) -> Cost:
+    """Count what one forward pass costs, in the mode (training or evaluation) that the module is in.
+
+    On the meta device (`with torch.device("meta"): ...`) nothing is computed.
+
+    Args:
+        module: a network, a block, any module.
+        inputs: what it takes.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+    _register_formulas()
+
+    def outputs(*shapes: Any, out_shape: Any = None, **kwargs: Any) -> int:
+        several = bool(out_shape) and not isinstance(out_shape[0], int)
+        return sum(math.prod(shape) for shape in (out_shape if several else [out_shape]))
+
+    # Two counters at once: the second one's formulas see the same operations.
+    by_flops = FlopCounterMode(display=False)
+    by_outputs = FlopCounterMode(display=False, custom_mapping=dict.fromkeys(flop_registry, outputs))
+    with torch.no_grad(), by_flops, by_outputs:
+        module(*inputs)
+    flops, activations = (
+        {name: sum(by_operator.values()) for name, by_operator in counter.get_flop_counts().items()}
+        for counter in (by_flops, by_outputs)
+    )
+    root = type(module).__name__
+
+    def cost(name: str, part: nn.Module, parts: tuple[Cost, ...] = ()) -> Cost:
+        key = f"{root}.{name}" if name else "Global"
+        size = sum(p.numel() for p in part.parameters())
+        return Cost(name, size, flops.get(key, 0) // 2, activations.get(key, 0), parts)
+
+    parts = [cost(name, part) for name, part in _stages(module)]
+    whole = cost("", module, tuple(part for part in parts if part.parameters or part.macs))
+    # What the network does outside its stages, by itself.
+    rest = [
+        getattr(whole, field) - sum(getattr(part, field) for part in parts)
+        for field in ("parameters", "macs", "activations")
+    ]
+    if any(rest):
+        whole = cost("", module, (*whole.parts, Cost("(itself)", *rest)))
+    return whole
+
+
+def _register_formulas() -> None:
+    """Tell torch what our operators cost. Shapes: x (B, C, T, H, W); two FLOPs per multiply-add."""
+    import torch
+    from torch.utils.flop_counter import flop_registry, register_flop_formula
+
+    import dtf.ops  # noqa: F401 (defines the operators)
+
+    ops, cuda = torch.ops.dtf, torch.ops.dtf_cuda
+    if ops.frame_wise_aggregation in flop_registry:
+        return
+
+    # One product per channel, frame, pixel and window offset; the same number for each of the two operators.
+    def one_pass(x: Any, *args: Any, **kwargs: Any) -> int:
+        return 2 * args[-2] ** 2 * math.prod(x)
+
+    def frame_wise(x: Any, kernel_size: int, *args: Any, **kwargs: Any) -> int:
+        batch, channels, frames, height, width = x
+        # The first frame is aggregated into none.
+        return 2 * kernel_size**2 * batch * channels * (2 * frames - 1) * height * width
+
+    for library in (ops, cuda):
+        register_flop_formula([library.temporal_correlation, library.temporal_aggregation])(one_pass)
+        register_flop_formula(library.frame_wise_aggregation)(frame_wise)
+
+
+def _stages(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The children of a network; one that holds nearly all of it is replaced by its own children."""
+    total = sum(p.numel() for p in module.parameters())
+    for name, child in module.named_children():
+        if any(True for _ in child.children()) and sum(p.numel() for p in child.parameters()) > 0.9 * total:
+            yield from _stages(child, f"{prefix}{name}.")
+        else:
+            yield prefix + name, child
+
+
+def measure_speed(
+    network: nn.Module, video: torch.Tensor, training: bool = False, seconds: float = 3.0
+) -> Speed:
+    """Measure how fast a network runs: the median of as many repetitions as fit the time, at least two.
+
+    Args:
+        network: on the device of `video`.
+        video: (B, 3, T, H, W), normalised.
+        training: forward and backward in training mode, instead of forward in evaluation mode.
+        seconds: time to spend after one repetition to warm up.
+    """
+    import torch
+    from torch.nn import functional as F
+
+    device = video.device
+    cuda = device.type == "cuda"
+    network.train(training)
+    labels = torch.zeros(len(video), dtype=torch.long, device=device)
+
+    def once() -> float:
+        begin = time.perf_counter()
+        with nullcontext() if training else torch.no_grad():
+            logits = network(video)
+            if training:
+                F.cross_entropy(logits, labels).backward()
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begin
+
+    if cuda:
+        torch.cuda.reset_peak_memory_stats(device)
+    # The first pass chooses kernels; the second of a training step has its gradients to add to.
+    once()
+    times: list[float] = []
+    while len(times) < 2 or sum(times) < seconds:
+        times.append(once())
+    network.zero_grad(set_to_none=True)
+    peak = torch.cuda.max_memory_allocated(device) if cuda else None
+    return Speed(len(video) / sorted(times)[len(times) // 2], peak)
+
+
+def build(name: str, device: str = "meta", **arguments: Any) -> tuple[nn.Module, torch.Tensor]:
+    """A registered network in evaluation mode with a batch that fits it, on a device.
+
+    Args:
+        name: one of `list_models()`.
+        device: where to make both; "meta" for counting alone.
+        arguments: clip_length, image_size, batch_size, num_classes (see OPTIONS for what is assumed) and the
+            network's own.
+
+    Raises:
+        ValueError: an unknown network or argument, or values that do not fit.
+    """
+    import torch
+
+    from dtf.models import create_model
+    from dtf.models.registry import architecture
+
+    entry = architecture(name)
+    arguments = {**OPTIONS, **arguments}
+    batch_size, size = arguments.pop("batch_size"), arguments["image_size"]
+    sides = size if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(isinstance(n, int) and n >= 1 for n in (*sides, batch_size)):
+        raise ValueError(
+            "image_size must be a number of pixels (or [height,width]) and batch_size a number of clips, got "
+            f"{size!r} and {batch_size!r}"
+        )
+    if "image_size" not in entry.defaults:
+        del arguments["image_size"]
+    with torch.device(device):
+        network = create_model(name, **arguments).eval()
+        video = torch.randn(batch_size, 3, arguments["clip_length"], *sides)
+    return network, video
+
+
+def models_table() -> str:
+    """The table of all registered networks, in Markdown; counted anew, a second or two."""
+    from dtf.models import list_models
+
+    lines = [
+        "| network | frames | pixels | parameters (M) | GFLOPs | activations (M) |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in list_models():
+        arguments: dict[str, Any] = {**OPTIONS, **(SMALL if name in ("c2d_tiny", "dtf_tiny") else {})}
+        cost = measure_cost(*build(name, **arguments))
+        lines.append(
+            f"| `{name}` | {arguments['clip_length']} | {arguments['image_size']} "
+            f"| {cost.parameters / 1e6:.2f} | {cost.macs / 1e9:.2f} | {cost.activations / 1e6:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def parse(arguments: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
+    """Command-line arguments as (network, device, arguments of `build`).
+
+    Raises:
+        ValueError: no network, two networks, or something that is no setting.
+    """
+    names, device, settings = [], "auto", {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals:
+            if argument.startswith("-"):
+                raise ValueError(f"there is no option {argument}; options are KEY=VALUE, see --help")
+            names.append(argument)
+        elif key == "device":
+            device = value
+        else:
+            try:
+                settings[key] = ast.literal_eval(value)
+            except (SyntaxError, ValueError):
+                raise ValueError(f"{argument}: {value!r} is neither a number nor a list of numbers") from None
+    if len(names) != 1:
+        raise ValueError(
+            f"give one network, or all: python -m dtf.profile MODEL; got {' '.join(names) or 'none'}"
+        )
+    if names == ["all"] and (settings or device != "auto"):
+        raise ValueError("the table of all networks takes no settings: python -m dtf.profile all")
+    return names[0], device, settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    with one_line_errors():
+        name, device, settings = parse(arguments)
+        if name == "all":
+            print(models_table())
+        else:
+            _run(name, device, settings)
+        return 0
+    return 1
+
+
+def _run(name: str, device: str, settings: dict[str, Any]) -> None:
+    import torch
+    from rich.console import Console
+    from rich.table import Table
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"none|cpu|cuda(:\d+)?", device):
+        raise ValueError(f"device must be auto, none, cpu, cuda or cuda:N, got {device!r}")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} sees no GPU here")
+    # Whatever the batch, costs are those of one clip.
+    network, clip = build(name, **{**settings, "batch_size": 1})
+    cost = measure_cost(network, clip)
+    console = Console(highlight=False)
+    frames, height, width = clip.shape[2:]
+    table = Table(title=f"{name}: one clip of {frames} frames of {height} x {width} px", title_justify="left")
+    table.add_column("stage")
+    for column in ("parameters (M)", "GFLOPs", "activations (M)"):
+        table.add_column(column, justify="right")
+    for part in (*cost.parts, cost):
+        if part is cost:
+            table.add_section()
+        table.add_row(
+            part.name or "all",
+            f"{part.parameters / 1e6:.3f}",
+            f"{part.macs / 1e9:.3f}",
+            f"{part.activations / 1e6:.3f}",
+        )
+    console.print(table)
+    console.print(
+        "GFLOPs count a multiply-add as one, as papers do; additions and multiplications: "
+        f"{2 * cost.macs / 1e9:.3f} G",
+        soft_wrap=True,
+    )
+    if device == "none":
+        return
+    network, video = build(name, device, **settings)
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.startswith("cuda")
+        else f"CPU, {torch.get_num_threads()} threads"
+    )
+    console.print(f"float32, batch {len(video)} on {where}, torch {torch.__version__}:")
+    for training in (False, True):
+        speed = measure_speed(network, video, training, MEASURE_SECONDS)
+        peak = "" if speed.peak_bytes is None else f", at most {speed.peak_bytes / 2**30:.2f} GiB of memory"
+        what = "forward and backward" if training else "inference"
+        console.print(f"  {what}: {speed.clips_per_second:.2f} clips/s{peak}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
