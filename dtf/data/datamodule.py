@@ -55,6 +55,9 @@ class VideoDataModule(LightningDataModule):
         short_side_px: evaluation: short side of the resized frame in pixels; None: crop_px.
         batch_size: clips of a batch on each process. Evaluation keeps the views of a video together, so its
             batches have max(1, batch_size // views) videos.
+        repeats: training clips of each video per epoch, drawn independently and put into the same batch
+            (repeated augmentation). An epoch has `repeats` times as many clips and steps, a batch still
+            batch_size clips, of batch_size / repeats videos.
         num_workers: processes that decode; None: one per CPU core of this process, at most 8.
         test_views: "NxM": N clips times M crops (1 or 3) of each test video. Validation takes one central
             view.
@@ -83,6 +86,7 @@ class VideoDataModule(LightningDataModule):
         crop_px: int = 224,
         short_side_px: int | None = None,
         batch_size: int = 8,
+        repeats: int = 1,
         num_workers: int | None = None,
         test_views: str = "1x1",
         max_bad_fraction: float = 0.01,
@@ -103,6 +107,7 @@ class VideoDataModule(LightningDataModule):
         self.crop_px = crop_px
         self.short_side_px = crop_px if short_side_px is None else short_side_px
         self.batch_size = batch_size
+        self.repeats = repeats
         self.num_workers = min(8, _num_cores()) if num_workers is None else num_workers
         self.test_views = test_views
         self.max_bad_fraction = max_bad_fraction
@@ -115,6 +120,11 @@ class VideoDataModule(LightningDataModule):
         faults = []
         if batch_size < 1:
             faults.append(f"batch_size must be at least 1, got {batch_size}")
+        if repeats < 1 or batch_size % repeats:
+            faults.append(
+                "repeats must be at least 1 and divide batch_size, so that the clips of a video meet in a "
+                f"batch; got repeats={repeats}, batch_size={batch_size}"
+            )
         if not 0 <= max_bad_fraction <= 1:
             faults.append(f"max_bad_fraction must lie in 0..1, got {max_bad_fraction}")
         if self.num_workers < 0:
@@ -313,7 +323,7 @@ class VideoDataModule(LightningDataModule):
             self.max_read_seconds,
             self.decoder,
         )
-        sampler = EpochSampler(len(index), shuffle=True, seed=self.seed)
+        sampler = EpochSampler(len(index), shuffle=True, seed=self.seed, repeats=self.repeats)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
     def val_dataloader(self) -> ResumableLoader:

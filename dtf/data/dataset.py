@@ -58,6 +58,9 @@ class Batch(TypedDict):
 class TrainDataset(Dataset[Sample]):
     """Random clips for training, one view of each video.
 
+    Index i stands for video i % len(self); i // len(self) numbers further clips of it in the same epoch
+    (repeated augmentation, see `EpochSampler`), whose frames, crop and augmentation are drawn independently.
+
     A video that cannot be read is replaced by another one, drawn from (seed, epoch, index); `video_index` and
     `label` are those of the video returned (the label after mirroring), `error` has one line "path: reason"
     for each broken one.
@@ -91,16 +94,18 @@ class TrainDataset(Dataset[Sample]):
         return len(self.index)
 
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
-        """The clip of video `index` in `epoch`; a lone index means epoch 0.
+        """Clip `index` of `epoch`; a lone index means epoch 0.
 
         Raises:
             VideoError: this video and ten others drawn for it are all broken.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
         errors: list[str] = []
-        for attempt in range(1 + MAX_SUBSTITUTES):
-            rng = np.random.default_rng((self.seed, epoch, index, attempt))
-            video_index = index if attempt == 0 else int(rng.integers(len(self.index)))
+        repeat, video = divmod(index, len(self.index))
+        attempts = 1 + MAX_SUBSTITUTES
+        for attempt in range(attempts):
+            rng = np.random.default_rng((self.seed, epoch, video, repeat * attempts + attempt))
+            video_index = video if attempt == 0 else int(rng.integers(len(self.index)))
             try:
                 clip, label = _call_limited(self, self._clip, video_index, rng)
             except VideoError as error:
@@ -267,15 +272,20 @@ def collate(samples: Sequence[Sample]) -> Batch:
 
 
 class EpochSampler(Sampler[tuple[int, int]]):
-    """Yields (epoch, index): every video once per epoch over all ranks.
+    """Yields (epoch, index): every video `repeats` times per epoch over all ranks.
 
     The order of epoch e is a function of (seed, e) only. Where ranks do not divide the videos, the first
     ones of the order are repeated, so that every rank has equally many.
+
+    Repeats are Hoffer et al.'s batch augmentation (CVPR 2020, arXiv 1901.09335), which MViT trains with: the
+    clips of a video follow each other on one rank, so that they meet in a batch. Index v + r * num_videos is
+    clip r of video v.
 
     Args:
         num_videos: length of the data set.
         shuffle: new order in each epoch; False: by index.
         seed: of the order.
+        repeats: clips of each video per epoch, at least 1.
         rank, world_size: this process among all; None: as torch.distributed says, 0 of 1 without it.
 
     Attributes:
@@ -289,14 +299,17 @@ class EpochSampler(Sampler[tuple[int, int]]):
         *,
         shuffle: bool,
         seed: int = 0,
+        repeats: int = 1,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
         assert num_videos > 0
+        assert repeats > 0
         assert (rank is None) is (world_size is None), "give both rank and world_size or neither"
         self.num_videos = num_videos
         self.shuffle = shuffle
         self.seed = seed
+        self.repeats = repeats
         self.epoch = 0
         self.skip = 0
         self._place = None if rank is None or world_size is None else (rank, world_size)
@@ -319,6 +332,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         """Samples of this rank in a whole epoch."""
+        return self._videos_per_rank * self.repeats
+
+    @property
+    def _videos_per_rank(self) -> int:
         return -(-self.num_videos // self.place[1])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
@@ -327,9 +344,10 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_videos)
         else:
             order = np.arange(self.num_videos)
-        order = np.resize(order, len(self) * world_size)  # numpy's resize repeats from the start
+        order = np.resize(order, self._videos_per_rank * world_size)  # numpy's resize repeats from the start
+        clips = order[rank::world_size, None] + self.num_videos * np.arange(self.repeats)
         skip, self.skip = self.skip, 0
-        for index in order[rank::world_size][skip:].tolist():
+        for index in clips.flatten()[skip:].tolist():
             yield self.epoch, index
 
 

@@ -60,6 +60,21 @@ def test_from_folder_to_batches(tree):
     assert data.video_path("val", 1) == str(tree / "val" / "b c" / "0.mp4")
 
 
+def test_repeats(tree):
+    """Epochs grow by them, batches do not; evaluation has none."""
+    data = small(tree, batch_size=4, repeats=2)
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader()) == 2  # 10 clips, the short last batch left out
+    for batch in batches:
+        indices = batch["video_index"].tolist()
+        assert indices[::2] == indices[1::2]
+        assert indices[0] != indices[2]
+    assert [batch["video_index"].tolist() for batch in data.val_dataloader()] == [[0, 1]]
+    for settings in ({"repeats": 0}, {"repeats": 3, "batch_size": 4}):
+        with pytest.raises(ValueError, match="repeats must be at least 1 and divide batch_size"):
+            small(tree, **settings)
+
+
 def test_multi_view_batches(tree):
     data = small(tree, test_views="2x3", batch_size=6)
     data.setup("test")
@@ -275,7 +290,7 @@ class Recorder(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), 0.1)
 
 
-def fit(tree, folder, *, max_steps: int, resume: Path | None = None, num_workers: int = 0) -> Recorder:
+def fit(tree, folder, *, max_steps: int, resume: Path | None = None, **settings) -> Recorder:
     pl.seed_everything(0, verbose=False)
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -290,15 +305,23 @@ def fit(tree, folder, *, max_steps: int, resume: Path | None = None, num_workers
         ],
     )
     module = Recorder()
-    data = small(tree, batch_size=1, num_workers=num_workers, augment={"brightness": 0.3})
+    data = small(tree, **settings)
     trainer.fit(module, data, ckpt_path=resume, weights_only=True)
     return module
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_resumed_run_sees_what_the_unbroken_one_sees(tree, tmp_path):
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 1, "augment": {"brightness": 0.3}},
+        {"batch_size": 2, "repeats": 2, "augment": {"rand_augment": {"n": 2}, "erase": {"probability": 0.5}}},
+    ],
+    ids=["plain", "repeated"],
+)
+def test_resumed_run_sees_what_the_unbroken_one_sees(tree, tmp_path, settings):
     """Stopped after any step, also at the end of an epoch (5 steps): same clips, same order, same weights."""
-    unbroken = fit(tree, tmp_path / "a", max_steps=12)
+    unbroken = fit(tree, tmp_path / "a", max_steps=12, **settings)
     epochs = [epoch for epoch, _, _ in unbroken.seen]
     assert epochs == [0] * 5 + [1] * 5 + [2] * 2
     for stop in (2, 5, 8):
@@ -308,6 +331,7 @@ def test_resumed_run_sees_what_the_unbroken_one_sees(tree, tmp_path):
             max_steps=12,
             resume=tmp_path / "a" / f"step={stop}.ckpt",
             num_workers=1,
+            **settings,
         )
         assert resumed.seen == unbroken.seen[stop:], stop
         assert torch.equal(resumed.layer.weight, unbroken.layer.weight)

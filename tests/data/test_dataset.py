@@ -10,6 +10,7 @@ import torch
 from conftest import make_tree
 from video_files import numbers_of, painted, write_video
 
+from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.datamodule import init_worker
 from dtf.data.dataset import EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
 from dtf.data.decode import VideoError
@@ -190,10 +191,12 @@ def many_videos(tmp_path_factory):
     return VideoIndex(root, [f"train/a/{i}.mp4" for i in range(13)], range(13))
 
 
-def loader_of(dataset, world_size: int, rank: int, num_workers: int, **settings) -> ResumableLoader:
+def loader_of(
+    dataset, world_size: int, rank: int, num_workers: int, *, batch_size: int = 2, **settings
+) -> ResumableLoader:
     return ResumableLoader(
         dataset,
-        batch_size=2,
+        batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
         worker_init_fn=init_worker,
@@ -220,6 +223,72 @@ def test_coverage_and_randomness_over_ranks_and_workers(many_videos):
         assert len(seen) == -(-13 // world_size) * world_size
     first_epoch = dataset[0, 5]["video"]
     assert any(not torch.equal(first_epoch, dataset[epoch, 5]["video"]) for epoch in range(1, 5))
+
+
+# ---- repeated augmentation ----
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_repeats_meet_in_a_batch(many_videos, world_size, num_workers):
+    """Each video three times per epoch over all ranks, in one batch, each time another clip."""
+    transform = TrainTransform(32, scale=(0.2, 1.0), flip=0.5, brightness=0.4)
+    dataset = TrainDataset(many_videos, FrameSampler(2, 1), transform, seed=1)
+    seen: list[int] = []
+    for rank in range(world_size):
+        loader = loader_of(
+            dataset, world_size, rank, num_workers, batch_size=6, shuffle=True, seed=1, repeats=3
+        )
+        assert len(loader.sampler) == 3 * -(-13 // world_size)
+        loader.sampler.set_epoch(4)
+        for batch in loader:
+            indices = batch["video_index"].tolist()
+            assert indices == [i for i in indices[::3] for _ in range(3)]
+            seen += indices[::3]
+            for clips, index in zip(batch["video"].split(3), indices[::3], strict=True):
+                # Number 0 is painted black, whatever its crop.
+                assert index == 0 or len({tuple(clip.flatten().tolist()) for clip in clips}) == 3
+    assert set(seen) == set(range(13))
+    assert len(seen) == -(-13 // world_size) * world_size
+
+
+def test_repeats_change_neither_order_nor_first_clips(many_videos):
+    dataset = TrainDataset(many_videos, FrameSampler(2, 1), TrainTransform(32, brightness=0.4), seed=1)
+    once, thrice = (EpochSampler(13, shuffle=True, seed=1, repeats=n) for n in (1, 3))
+    assert list(thrice)[::3] == list(once)
+    for epoch, index in itertools.islice(once, 4):
+        clips = [dataset[epoch, index + 13 * r] for r in range(3)]
+        assert [clip["video_index"] for clip in clips] == [index] * 3
+        assert torch.equal(clips[0]["video"], dataset[epoch, index]["video"])
+
+
+def test_repeats_of_a_broken_video_are_replaced(partly_broken):
+    """Each repeat draws its own substitute."""
+    dataset = TrainDataset(partly_broken, FrameSampler(2), PLAIN)
+    items = [dataset[0, 0 + 4 * r] for r in range(12)]
+    assert {item["video_index"] for item in items} == {1, 2, 3}
+    assert all(item["error"] for item in items)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_resuming_among_repeats(many_videos, num_workers, rank):
+    """After k batches of an epoch a new loader gives exactly the rest, pixels included."""
+    transform = TrainTransform(32, rand_augment=RandAugment(), erase=RandomErasing(0.5))
+    dataset = TrainDataset(many_videos, FrameSampler(2, 1), transform, seed=1)
+
+    def loader() -> ResumableLoader:
+        made = loader_of(dataset, 2, rank, num_workers, batch_size=4, shuffle=True, seed=1, repeats=2)
+        made.sampler.set_epoch(2)
+        return made
+
+    whole = [batch["video"] for batch in loader()]
+    assert [len(video) for video in whole] == [4, 4, 4, 2]
+    first, second = loader(), loader()
+    begun = [batch["video"] for batch in itertools.islice(first, 2)]
+    second.load_state_dict(first.state_dict())
+    resumed = begun + [batch["video"] for batch in second]
+    assert all(torch.equal(a, b) for a, b in zip(resumed, whole, strict=True))
 
 
 def test_workers_use_one_thread(many_videos):
