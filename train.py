@@ -52,6 +52,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
             log.warning("goes on with a changed setting: %s", change)
         log.info("going on after epoch %d of %s", checkpoint.epoch, last)
 
+    if cfg.grad_checkpointing:
+        network.set_grad_checkpointing()
     if cfg.compile:
         network.compile()
     model = VideoClassifier(
@@ -59,12 +61,18 @@ def main(cfg: DictConfig) -> dict[str, float]:
         data.num_classes,
         config["optim"],
         label_smoothing=cfg.label_smoothing,
+        mixing=config["mixing"],
+        freeze_norm=cfg.norm.freeze,
         max_bad_fraction=data.max_bad_fraction,
         clips_per_pass=data.batch_size,
         seed=cfg.seed,
         description=description,
     )
-    callbacks = [*build.build_callbacks(cfg.callbacks), BrokenVideos(data.max_bad_fraction, folder)]
+    callbacks = [
+        *build.build_averages(config, network),
+        *build.build_callbacks(cfg.callbacks),
+        BrokenVideos(data.max_bad_fraction, folder),
+    ]
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
     if is_first_process():

@@ -23,17 +23,22 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO, Checkpoint
 from dtf.lit.command import RunError, nearest, plain
+from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.models import VideoNetwork, create_model
+
+log = logging.getLogger(__name__)
 
 # What train.py and eval.py read of a config's top level.
 TRAIN_SETTINGS = (
     *("model", "data", "optim", "trainer", "logger", "callbacks"),
-    *("output", "seed", "label_smoothing", "compile"),
+    *("output", "seed", "label_smoothing", "mixing", "ema", "norm", "compile", "grad_checkpointing"),
 )
 EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output")
 
@@ -132,6 +137,34 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
     """The callbacks of `conf/callbacks/` (and of `conf/debug/`), one for each entry that is not null."""
     return [instantiate(node) for node in (cfg or {}).values() if node is not None]
+
+
+def build_averages(config: Mapping[str, Any], network: nn.Module) -> list[Callback]:
+    """The callbacks of the settings `ema` and `norm`: statistics are taken of the averaged weights, so last.
+
+    Raises:
+        ValueError: settings out of range.
+    """
+    ema, norm = config["ema"], config["norm"]
+    known = {"freeze": False, "precise_batches": 0}
+    for key in norm:
+        if key not in known:
+            raise ValueError(f"there is no setting norm.{key}{nearest(str(key), known)}")
+    freeze, num_batches = ((known | dict(norm))[key] for key in known)
+    if not isinstance(freeze, bool):
+        raise ValueError(f"norm.freeze must be true or false, got {freeze!r}")
+    if isinstance(num_batches, bool) or not isinstance(num_batches, int) or num_batches < 0:
+        raise ValueError(f"norm.precise_batches must be a number of batches or 0, got {num_batches!r}")
+    if freeze and not backbone_norms(network):
+        log.warning("norm.freeze has no effect: the backbone has no batch norm")
+    elif freeze and not config["model"].get("pretrained"):
+        log.warning("norm.freeze without model.pretrained: the backbone's batch norms do nothing at all")
+    if num_batches and config["trainer"]["limit_val_batches"] == 0:
+        log.warning("norm.precise_batches has no effect without validation: trainer.limit_val_batches=0")
+    if freeze:
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
+    callbacks: list[Callback] = [] if ema is None else [AverageWeights(ema)]
+    return callbacks + ([PreciseNorm(num_batches, freeze)] if num_batches else [])
 
 
 def build_trainer(

@@ -19,6 +19,8 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from dtf.data.dataset import Batch
 from dtf.lit.command import RunError
+from dtf.lit.mixing import Mixing
+from dtf.lit.norms import backbone_norms
 from dtf.lit.optim import OptimConfig, build_optimizer, warmup_cosine
 from dtf.lit.scores import Evaluation, VideoScores
 
@@ -27,17 +29,22 @@ class VideoClassifier(pl.LightningModule):
     """Trains and evaluates a network (B, 3, T, H, W) -> (B, C) on batches of `dtf.data.dataset.Batch`.
 
     Training logs `train/loss`, `train/top1`, `train/top5`; validation and test log `val/...` and `test/...`
-    over videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`.
+    over videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`. Where clips
+    are mixed, `train/top1` and `train/top5` count a clip's own class, whatever share of it is left.
 
     Args:
         network: plain module; its parameters appear in checkpoints as `network.*`.
         num_classes: C.
         optim: optimiser recipe, `dtf.lit.optim.OptimConfig` as plain data.
-        label_smoothing: of the training loss, in [0, 1).
+        label_smoothing: of the training loss, in [0, 1); on top of mixed labels.
+        mixing: mixup and cutmix of training batches, arguments of `dtf.lit.mixing.Mixing`; None: neither.
+        freeze_norm: keep the backbone's batch norms in evaluation mode, so that their statistics stay as they
+            were loaded; their weights and biases train on. The norms inside DTF blocks go on as ever: no
+            pretrained weights hold statistics for them.
         max_bad_fraction: share of broken videos above which an evaluation, or training, fails.
         clips_per_pass: evaluation: clips that go through the network at once; None: the batch as it comes.
-        seed: what a training step draws (dropout, drop path) is a function of this, the epoch, the batch and
-            the process, so that a resumed run goes on as the unbroken one would.
+        seed: what a training step draws (mixing, dropout, drop path) is a function of this, the epoch, the
+            batch and the process, so that a resumed run goes on as the unbroken one would.
         description: plain data that makes checkpoints self-describing (`dtf.lit.checkpoint.describe`).
 
     Raises:
@@ -51,6 +58,8 @@ class VideoClassifier(pl.LightningModule):
         optim: Mapping[str, Any],
         *,
         label_smoothing: float = 0.0,
+        mixing: Mapping[str, Any] | None = None,
+        freeze_norm: bool = False,
         max_bad_fraction: float = 0.01,
         clips_per_pass: int | None = None,
         seed: int = 0,
@@ -63,6 +72,8 @@ class VideoClassifier(pl.LightningModule):
         self.network = network
         self.optim = OptimConfig.from_mapping(optim)
         self.label_smoothing = label_smoothing
+        self.mixing = Mixing.from_mapping(num_classes, mixing)
+        self.freeze_norm = freeze_norm
         self.max_bad_fraction = max_bad_fraction
         self.clips_per_pass = clips_per_pass
         self.seed = seed
@@ -76,10 +87,19 @@ class VideoClassifier(pl.LightningModule):
         self.train_loss = MeanMetric()
         self.scores = {"val": VideoScores(), "test": VideoScores()}
         self.evaluations: dict[str, Evaluation] = {}
+        self.train(self.training)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, T, H, W) -> logits (B, C)."""
         return self.network(video)
+
+    def train(self, mode: bool = True) -> VideoClassifier:
+        """Training or evaluation mode, but for batch norms that are frozen."""
+        super().train(mode)
+        if self.freeze_norm:
+            for norm in backbone_norms(self.network):
+                norm.eval()
+        return self
 
     # ---- training ------------------------------------------------------------------------------------------
 
@@ -94,8 +114,9 @@ class VideoClassifier(pl.LightningModule):
         Raises:
             RunError: it is not finite. No step is taken, no checkpoint is touched.
         """
-        logits = self.network(batch["video"])
-        loss = F.cross_entropy(logits.float(), batch["label"], label_smoothing=self.label_smoothing)
+        video, target, label = self.mixing(batch["video"], batch["label"])
+        logits = self.network(video)
+        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
@@ -103,8 +124,8 @@ class VideoClassifier(pl.LightningModule):
                 "Try a lower optim.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true; "
                 "checkpoints are as they were"
             )
-        size = len(batch["label"])
-        self.train_metrics.update(logits.detach(), batch["label"])
+        size = len(label)
+        self.train_metrics.update(logits.detach(), label)
         self.train_loss.update(loss.detach(), size)
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=size)

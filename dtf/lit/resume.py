@@ -20,7 +20,16 @@ if TYPE_CHECKING:
     from dtf.lit.checkpoint import Checkpoint
 
 # Where a run happens and what it shows, not what it computes.
-_FREE = ("output", "logger", "callbacks", "data.root", "data.num_workers", "trainer.profiler", "compile")
+_FREE = (
+    "output",
+    "logger",
+    "callbacks",
+    "data.root",
+    "data.num_workers",
+    "trainer.profiler",
+    "compile",
+    "grad_checkpointing",
+)
 # May change between the parts of a run, with a warning: more epochs, another machine, other test views.
 _CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "data.max_bad_fraction")
 

@@ -6,10 +6,43 @@ Letters: B clips, s frames per temporal step, T = clip_length / s steps, H x W p
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+
+def _recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if torch.compiler.is_compiling():
+        # The compiler recomputes values, not side effects, and takes no contexts.
+        return checkpoint(block, x, use_reentrant=False)
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _Untracked(block)))
+
+
+class _Untracked:
+    """While it is open, a block's batch norms leave their running statistics as they are.
+
+    By momentum 0: without tracking they would save fewer tensors than the first time, which is an error.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self.norms: list[Any] = [
+            m for m in block.modules() if isinstance(m, _BatchNorm) and m.track_running_stats
+        ]
+
+    def __enter__(self) -> None:
+        self.before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in self.norms]
+        for norm in self.norms:
+            norm.momentum = 0.0
+
+    def __exit__(self, *error: object) -> None:
+        for norm, (momentum, count) in zip(self.norms, self.before, strict=True):
+            norm.momentum = momentum
+            norm.num_batches_tracked.copy_(count)
 
 
 class VideoNetwork(nn.Module):
@@ -46,7 +79,28 @@ class VideoNetwork(nn.Module):
         self.temporal_stride = temporal_stride
         self.num_steps = clip_length // temporal_stride
         self.image_size = image_size
+        self.grad_checkpointing = False
         self.arguments = {}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Trades time for memory in training: blocks keep their inputs alone and are computed again backward.
+
+        Gradients are the same; what is random is drawn alike both times, and batch norm statistics count a
+        batch once (timm's own checkpointing counts it twice).
+        """
+        self.grad_checkpointing = enable
+
+    def sequence(self) -> Iterator[tuple[nn.Module, bool]]:
+        """The backbone's features as modules to be called in turn, and whether each is a block."""
+        raise NotImplementedError
+
+    def features(self, frames: torch.Tensor) -> torch.Tensor:
+        """(B*T, 3*s, H, W) -> feature map of the backbone."""
+        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+            return self.backbone.forward_features(frames)
+        for module, is_block in self.sequence():
+            frames = _recomputed(module, frames) if is_block else module(frames)
+        return frames
 
     def fold(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, T*s, H, W) -> (B*T, 3*s, H, W), channels_last."""

@@ -9,7 +9,7 @@ Letters: B clips, T steps, s frames per step, C channels, H x W pixels; folded f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,8 +67,14 @@ class VideoResNet(VideoNetwork):
         self.dropout = dropout
         self.to(memory_format=torch.channels_last)
 
+    def sequence(self) -> Iterator[tuple[nn.Module, bool]]:
+        net = self.backbone
+        yield from ((module, False) for module in (net.conv1, net.bn1, net.act1, net.maxpool))
+        for stage in (net.layer1, net.layer2, net.layer3, net.layer4):
+            yield from ((block, True) for block in stage)
+
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        features = self.backbone.forward_features(frames)  # (B*T, C, h, w)
+        features = self.features(frames)  # (B*T, C, h, w)
         features = features.mean(dim=(2, 3)).unflatten(0, (-1, self.num_steps)).mean(dim=1)
         return self.backbone.fc(F.dropout(features, self.dropout, self.training))
 

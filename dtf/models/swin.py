@@ -11,7 +11,7 @@ H, W, C).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -43,8 +43,15 @@ class DTFSwinBlock(SwinTransformerBlock):
 class VideoSwin(VideoNetwork):
     """A Swin transformer on folded frames; mean over tokens, dropout, linear, mean of the logits over T."""
 
+    def sequence(self) -> Iterator[tuple[nn.Module, bool]]:
+        yield self.backbone.patch_embed, False
+        for stage in self.backbone.layers:
+            yield stage.downsample, False
+            yield from ((block, True) for block in stage.blocks)
+        yield self.backbone.norm, False
+
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        logits = self.backbone.forward_head(self.backbone.forward_features(frames))
+        logits = self.backbone.forward_head(self.features(frames))
         return logits.unflatten(0, (-1, self.num_steps)).mean(dim=1)
 
 

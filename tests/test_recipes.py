@@ -1,0 +1,82 @@
+"""Ingredients of recipes in whole runs of train.py: documented commands, resuming, what is tested."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from engine import FULL_RECIPE
+from test_train import assert_same
+
+from dtf.lit.checkpoint import load_checkpoint
+from dtf.models import load_weights
+
+EVERYTHING = [
+    *("mixing.mixup=0.8", "mixing.cutmix=1", "ema=0.8", "norm.precise_batches=3", "label_smoothing=0.1"),
+    *("optim.layer_decay=0.75", "optim.lr_scale={*.dtf*:2}", "trainer.accumulate_grad_batches=2"),
+    *("trainer.gradient_clip_val=1", "grad_checkpointing=true", "trainer.max_epochs=3", "data.num_workers=0"),
+]
+
+
+@pytest.fixture(scope="module")
+def arguments(tiny_data: list[str]) -> list[str]:
+    overridden = ("data.num_workers", "trainer.max_epochs")
+    recipe = [a for a in [*tiny_data, *FULL_RECIPE] if not a.startswith(overridden)]
+    return [*recipe, *EVERYTHING, "callbacks=none", "callbacks.last.every_n_steps=2"]
+
+
+def test_a_run_with_everything_resumes_to_the_bit(command, arguments: list[str], tmp_path: Path) -> None:
+    """Five batches, three steps an epoch; stopped at step 5, saved at step 4 and, resumed, at step 8."""
+    unbroken = command("train.py", *arguments, f"output={tmp_path}/unbroken")
+    assert unbroken.code == 0, unbroken.err
+    stop = "+callbacks.stop={_target_:engine.StopAtStep,step:5}"
+    broken = command("train.py", *arguments, stop, f"output={tmp_path}/resumed")
+    assert broken.err == "error: stopped at step 5\n"
+    last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("unbroken", "resumed")]
+    stopped = torch.load(last[1], weights_only=True)
+    assert stopped["global_step"] == 4
+    assert_different(stopped["state_dict"], stopped["current_model_state"])
+    resumed = command("train.py", *arguments, f"output={tmp_path}/resumed")
+    assert resumed.code == 0, resumed.err
+    a, b = (torch.load(path, weights_only=True) for path in last)
+    assert a["global_step"] == 8
+    state = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    for key in (*state, "global_step", "epoch"):
+        assert_same(a[key], b[key], key)
+    scores = [(path.parents[1] / "scores.csv").read_text() for path in last]
+    assert scores[0] == scores[1]
+
+    # The best checkpoint's averaged weights are tested and shared, and what eval.py and predict load.
+    folder = tmp_path / "unbroken"
+    best = load_checkpoint(folder / "checkpoints" / "best.ckpt")
+    exported, _ = load_weights(folder / "model.safetensors")
+    assert_same(dict(best.build_network().state_dict()), dict(exported.state_dict()))
+    again = command("eval.py", f"checkpoint={best.path}", "trainer=cpu", f"output={tmp_path}/eval")
+    assert again.code == 0, again.err
+    assert (tmp_path / "eval" / "scores.csv").read_text() == scores[0]
+
+
+def assert_different(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert not torch.equal(a["network.backbone.fc.weight"], b["network.backbone.fc.weight"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("ema=1", "ema must be null or a decay between 0 and 1"),
+        ("mixing.mixup=-1", "mixing.mixup must be a number in 0..100, got -1"),
+        ("mixing.mixupp=1", "there is no setting mixing.mixupp; did you mean mixing.mixup?"),
+        ("+norm.freze=true", "there is no setting norm.freze; did you mean freeze?"),
+        ("norm.precise_batches=-1", "norm.precise_batches must be a number of batches or 0"),
+        ("optim.layer_decay=2", "optim: layer_decay must be null or a number above 0"),
+        ("optim.lr_scale={backbon:0.1}", "optim.lr_scale.backbon fits no parameter; did you mean backbone?"),
+    ],
+)
+def test_a_wrong_setting_is_one_line(command, tiny_data, tmp_path, setting: str, expected: str) -> None:
+    done = command("train.py", *tiny_data, "debug=step", "logger=none", setting, f"output={tmp_path}/run")
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert expected in done.err
