@@ -28,13 +28,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.lit.checkpoint import describe, load_checkpoint
     from dtf.lit.classifier import VideoClassifier
     from dtf.lit.files import replacing
+    from dtf.lit.lr_finder import LearningRateSearch, find_lr
     from dtf.models import save_weights
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
     config = plain(cfg)
     build.check_top_level(cfg, build.TRAIN_SETTINGS)
     done = resume.finished(folder, config)
-    if done is not None:
+    if done is not None and not cfg.find_lr:
         log.info("%s is finished (test top-1 %.2f%%): nothing to do", folder, 100 * done["top1"])
         return {"test/top1": done["top1"], "test/top5": done["top5"], "test/loss": done["loss"]}
 
@@ -46,7 +47,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     description = describe(network, data.class_names, config["data"] | {"root": data.root}, config)
 
     last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file():
+    if last.is_file() and not cfg.find_lr:
         checkpoint = load_checkpoint(last, weights=False)
         for change in resume.check_same_run(checkpoint, description):
             log.warning("goes on with a changed setting: %s", change)
@@ -56,7 +57,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         network.set_grad_checkpointing()
     if cfg.compile:
         network.compile()
-    model = VideoClassifier(
+    model = (LearningRateSearch if cfg.find_lr else VideoClassifier)(
         network,
         data.num_classes,
         config["optim"],
@@ -68,6 +69,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
         seed=cfg.seed,
         description=description,
     )
+    if isinstance(model, LearningRateSearch):
+        return find_lr(model, data, cfg, folder)
     callbacks = [
         *build.build_averages(config, network),
         *build.build_callbacks(cfg.callbacks),

@@ -38,7 +38,17 @@ log = logging.getLogger(__name__)
 # What train.py and eval.py read of a config's top level.
 TRAIN_SETTINGS = (
     *("model", "data", "optim", "trainer", "logger", "callbacks"),
-    *("output", "seed", "label_smoothing", "mixing", "ema", "norm", "compile", "grad_checkpointing"),
+    *(
+        "output",
+        "seed",
+        "label_smoothing",
+        "mixing",
+        "ema",
+        "norm",
+        "find_lr",
+        "compile",
+        "grad_checkpointing",
+    ),
 )
 EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output")
 

@@ -108,15 +108,19 @@ class VideoClassifier(pl.LightningModule):
         entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1))
 
+    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Loss, logits (B, C) and classes (B,) of a training batch, which is mixed first."""
+        video, target, label = self.mixing(batch["video"], batch["label"])
+        logits = self.network(video)
+        return F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing), logits, label
+
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of a batch.
 
         Raises:
             RunError: it is not finite. No step is taken, no checkpoint is touched.
         """
-        video, target, label = self.mixing(batch["video"], batch["label"])
-        logits = self.network(video)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
+        loss, logits, label = self.loss(batch)
         if not math.isfinite(loss.item()):
             raise RunError(
                 f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "

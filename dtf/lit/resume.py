@@ -28,6 +28,7 @@ _FREE = (
     "data.num_workers",
     "trainer.profiler",
     "compile",
+    "find_lr",
     "grad_checkpointing",
 )
 # May change between the parts of a run, with a warning: more epochs, another machine, other test views.
