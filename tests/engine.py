@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from signal import Signals
 from typing import NamedTuple
 
 import pytorch_lightning as pl
+import torch
 
 from dtf.lit.command import RunError
 
@@ -45,6 +51,74 @@ class StopAtStep(pl.Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         if trainer.global_step == self.step:
             raise RunError(f"stopped at step {self.step}")
+
+
+class SignalAtStep(pl.Callback):
+    """Sends this process a signal, for instance
+    `+callbacks.signal={_target_:engine.SignalAtStep,signal:SIGTERM,step:8}`.
+
+    Args:
+        signal: its name.
+        step: optimiser steps before it.
+        where: "batch": as the next training batch starts; "validation": within the validation that follows;
+            "saving": when half of the next checkpoint is written.
+    """
+
+    def __init__(self, signal: str, step: int, where: str = "batch") -> None:
+        self.signal, self.step, self.where = Signals[signal], step, where
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        if trainer.global_step == self.step:
+            if self.where == "batch":
+                os.kill(os.getpid(), self.signal)
+            elif self.where == "saving":
+                torch.save = self.save_half
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if trainer.global_step == self.step and self.where == "validation" and batch_idx == 1:
+            os.kill(os.getpid(), self.signal)
+
+    def save_half(self, checkpoint, file) -> None:
+        buffer = io.BytesIO()
+        save_whole(checkpoint, buffer)
+        file.write(buffer.getvalue()[: buffer.tell() // 2])
+        file.flush()
+        os.kill(os.getpid(), self.signal)
+
+
+save_whole = torch.save
+
+
+def run_forked(runs: list[list[str]]) -> list[Outcome]:
+    """Run `train.py` once for each list of arguments, one after the other, in processes that may be killed.
+
+    Each is a fork of one process that has everything imported, which saves seconds. The code of a process
+    that a signal has killed is minus the signal's number.
+    """
+    done = run_subprocess("tests/engine.py", json.dumps(runs), PYTHONPATH=f"{REPOSITORY}:{REPOSITORY}/tests")
+    assert done.code == 0, done.err
+    return [Outcome(*outcome) for outcome in json.loads(done.out)]
+
+
+def _run_forks(runs: list[list[str]]) -> None:
+
+    from dtf.lit import build, classifier, report  # noqa: F401
+
+    outcomes = []
+    for arguments in runs:
+        with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+            child = os.fork()
+            if child == 0:
+                os.dup2(out.fileno(), 1)
+                os.dup2(err.fileno(), 2)
+                sys.argv = ["train.py", *arguments]
+                runpy.run_path(str(REPOSITORY / "train.py"), run_name="__main__")
+                sys.exit()
+            status = os.waitpid(child, 0)[1]
+            out.seek(0)
+            err.seek(0)
+            outcomes.append((os.waitstatus_to_exitcode(status), out.read(), err.read()))
+    print(json.dumps(outcomes))
 
 
 def run_subprocess(*arguments: str, cwd: Path = REPOSITORY, **environment: str) -> Outcome:
@@ -85,3 +159,7 @@ def documented(page: str, part: str) -> list[str]:
         words.pop(0)
     assert words[0] == "python", f"docs/{page}: not a python command: {lines[0]}"
     return words[1:]
+
+
+if __name__ == "__main__":
+    _run_forks(json.loads(sys.argv[1]))

@@ -374,6 +374,8 @@ class VideoDataModule(LightningDataModule):
 def init_worker(worker_id: int) -> None:
     """One thread per decoding process: the processes are the parallelism."""
     torch.set_num_threads(1)
+    # Signals to the run's group (Ctrl-C, Slurm) are for the main process, which finishes its step and saves.
+    os.setpgid(0, 0)
 
 
 def _num_cores() -> int:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-import signal
+import subprocess
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
+from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 from rich.markup import escape
@@ -31,6 +33,7 @@ from dtf.lit.checkpoint import AtomicCheckpointIO, Checkpoint
 from dtf.lit.command import RunError, nearest, plain
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
+from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.models import VideoNetwork, create_model
 
 log = logging.getLogger(__name__)
@@ -130,11 +133,18 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
     """What has to be ended with a run, however it ends: its other processes and its loggers."""
     try:
         yield
-    except BaseException:
-        # Left alone, the processes that this one started would wait for it in a collective operation.
+    except BaseException as error:
         launcher = trainer.strategy.launcher
         if isinstance(launcher, _SubprocessScriptLauncher):
-            launcher.kill(signal.SIGTERM)
+            # Off its list: Lightning, which watches that, would kill this process because those have failed.
+            processes, launcher.procs[:] = list(launcher.procs), []
+            for process in processes:
+                # They have stopped at the same step, or else they wait for this one in a collective
+                # operation, where no signal but SIGKILL reaches them.
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(30 if isinstance(error, Stopped) else 0)
+                process.kill()
+                process.wait()
         raise
     finally:
         # A sweep's next run must not write into this one's curves.
@@ -183,7 +193,7 @@ def build_trainer(
     """Lightning's trainer with the settings of `conf/trainer/`.
 
     Raises:
-        ValueError: a setting that Lightning does not know.
+        ValueError: a setting that Lightning does not know, or that this machine cannot do.
     """
     settings = plain(cfg)
     known = list(inspect.signature(pl.Trainer.__init__).parameters)
@@ -193,30 +203,54 @@ def build_trainer(
     profiler = settings.pop("profiler", None)
     if isinstance(profiler, str):
         settings["profiler"] = _build_profiler(profiler, folder)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        # torchrun has started the processes: how many there are is its decision.
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        settings |= {"devices": here, "num_nodes": int(os.environ["WORLD_SIZE"]) // here}
+    if settings.get("strategy") == "ddp":
+        # Every parameter gets a gradient in every step, so none has to be searched for; gradients are kept
+        # once, in the buffers that are summed over processes.
+        settings["strategy"] = DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
+    plugins: list[Any] = [AtomicCheckpointIO()]
+    if SLURMEnvironment.detect():
+        # `StopOnSignal` puts a job back into the queue, between two steps.
+        plugins.append(SLURMEnvironment(auto_requeue=False))
     # A GPU's convolutions multiply float32 in TF32 unless told otherwise; let matrix products do the same.
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
     # Lightning's announcements (devices found, tips) are noise; its warnings stay, but for one about itself.
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Going on in the same folder is what is wanted.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.
     settings |= {
         "default_root_dir": folder,
-        "callbacks": callbacks,
+        # Last, to stop after the others have seen the step.
+        "callbacks": [*callbacks, StopOnSignal(folder)],
         "logger": loggers or False,
-        "plugins": [AtomicCheckpointIO()],
+        "plugins": plugins,
         "use_distributed_sampler": False,
         "num_sanity_val_steps": 0,
-        "enable_checkpointing": any(isinstance(c, pl.callbacks.Checkpoint) for c in callbacks),
+        "enable_checkpointing": True,
         "enable_progress_bar": any(isinstance(c, pl.callbacks.ProgressBar) for c in callbacks),
         "enable_model_summary": False,
     }
     try:
-        return pl.Trainer(**settings)
+        trainer = pl.Trainer(**settings)
     except (TypeError, ValueError) as error:
         # Lightning checks its arguments here and nothing else happens: what is wrong is a setting.
         raise ValueError(f"trainer: {error}") from error
+    if settings.get("sync_batchnorm"):
+        if trainer.world_size == 1:
+            log.warning("trainer.sync_batchnorm=true has no effect: there is one process")
+        elif trainer.strategy.root_device.type == "cpu":
+            raise ValueError(
+                "trainer.sync_batchnorm=true needs GPUs: PyTorch's SyncBatchNorm cannot run on CPUs; "
+                "leave it out here, statistics are then those of each process"
+            )
+    return trainer
 
 
 def _build_profiler(name: str, folder: Path) -> Any:
@@ -246,7 +280,7 @@ def print_start(
             f"{group['weight_decay']:g}",
         )
     console.print(table)
-    device = f"{trainer.num_devices} x {trainer.strategy.root_device.type}"
+    device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     console.print(
         f"{data.num_classes} classes, clips of {data.clip_length} frames of {data.crop_px} px, "
         f"batch {data.batch_size} on each of {device}, precision {trainer.precision}",

@@ -16,6 +16,7 @@ from rich.console import Console
 from dtf.data.dataset import Batch
 from dtf.lit.command import RunError, run_folder
 from dtf.lit.files import replacing
+from dtf.lit.survival import LastCheckpoint
 
 log = logging.getLogger(__name__)
 
@@ -27,32 +28,26 @@ def best_checkpoint(monitor: str, mode: str) -> ModelCheckpoint:
         monitor: the metric, for instance "val/top1".
         mode: "max" or "min".
     """
-    return _checkpoint("best", monitor=monitor, mode=mode)
-
-
-def last_checkpoint(every_n_steps: int | None = None) -> ModelCheckpoint:
-    """OUTPUT/checkpoints/last.ckpt at the end of every epoch: where a resumed run goes on.
-
-    Not ModelCheckpoint's `save_last`: that one is only written when there is a new best one.
-
-    Args:
-        every_n_steps: write it after every so many optimiser steps instead, for long epochs. A resumed run
-            goes on within the epoch.
-    """
-    if every_n_steps is None:
-        return _checkpoint("last")
-    return _checkpoint("last", every_n_train_steps=every_n_steps, save_on_train_epoch_end=False)
-
-
-def _checkpoint(name: str, **settings: Any) -> ModelCheckpoint:
     return ModelCheckpoint(
         dirpath=run_folder() / "checkpoints",
-        filename=name,
+        filename="best",
+        monitor=monitor,
+        mode=mode,
         save_top_k=1,
         enable_version_counter=False,
         # At the end of the epoch, after its validation: then the loops resume at the start of the next one.
-        **({"save_on_train_epoch_end": True} | settings),
+        save_on_train_epoch_end=True,
     )
+
+
+def last_checkpoint(every_n_steps: int | None = None) -> LastCheckpoint:
+    """OUTPUT/checkpoints/last.ckpt, where a resumed run goes on: before and after each epoch's validation.
+
+    Args:
+        every_n_steps: write it after every so many optimiser steps as well, for long epochs. A resumed run
+            goes on within the epoch.
+    """
+    return LastCheckpoint(run_folder() / "checkpoints" / "last.ckpt", every_n_steps)
 
 
 class ProgressBar(RichProgressBar):
@@ -87,6 +82,10 @@ class Throughput(Callback):
     Waiting is what the main process sees between two steps, so on a GPU that is still busy it is an upper
     bound. The times are those of an epoch's training; validation is left out.
     """
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A run resumed within an epoch does not begin one."""
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin an epoch."""

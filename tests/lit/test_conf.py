@@ -9,12 +9,16 @@ import pytorch_lightning as pl
 import torch
 from engine import REPOSITORY
 from hydra import compose, initialize_config_dir
+from lightning_fabric.plugins.environments import SLURMEnvironment
 from omegaconf import OmegaConf
-from pytorch_lightning.callbacks import ModelCheckpoint
+from omegaconf.errors import OmegaConfBaseException
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.strategies import DDPStrategy
 
 from dtf.lit import build, command
 from dtf.lit.command import plain
 from dtf.lit.optim import OptimConfig
+from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
 
 CONF = REPOSITORY / "conf"
@@ -121,10 +125,53 @@ def test_the_table_shows_every_group(folder: Path, capsys: pytest.CaptureFixture
 def test_trainer(option: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_RANK")
     here = [] if option in ("auto", "cpu") else ["trainer.accelerator=cpu"]
+    if option == "slurm":
+        # As in a job of two nodes with two tasks each, started by srun.
+        task = {"JOB_ID": 7, "JOB_NAME": "train", "NNODES": 2, "NTASKS": 4, "NTASKS_PER_NODE": 2}
+        task |= {"PROCID": 3, "LOCALID": 1, "NODEID": 1, "NODELIST": "node[1-2]"}
+        for name, value in task.items():
+            monkeypatch.setenv(f"SLURM_{name}", str(value))
     cfg = settings(f"trainer={option}", *here, *(["trainer.devices=2"] if option == "ddp" else []))
     trainer = build.build_trainer(cfg.trainer, folder, [], [])
     assert trainer.max_epochs == cfg.trainer.max_epochs
-    assert trainer.num_devices == (2 if option == "ddp" else 1)
+    assert trainer.num_devices == (2 if option in ("ddp", "ddp_sim", "slurm") else 1)
+    if trainer.num_devices > 1:
+        assert isinstance(trainer.strategy, DDPStrategy)
+        found = trainer.strategy._ddp_kwargs
+        assert found == {"find_unused_parameters": False, "gradient_as_bucket_view": True}
+    if option == "slurm":
+        environment = trainer.strategy.cluster_environment
+        assert isinstance(environment, SLURMEnvironment)
+        assert not environment.auto_requeue
+        assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
+
+
+def test_slurm_outside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    with pytest.raises(OmegaConfBaseException, match="'SLURM_NTASKS_PER_NODE' not found") as error:
+        plain(settings("trainer=slurm").trainer)
+    assert command.explain(error.value) is not None
+
+
+def test_torchrun_decides_how_many_processes_there_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker = {"TORCHELASTIC_RUN_ID": "x", "LOCAL_RANK": 1, "RANK": 3, "GROUP_RANK": 1}
+    worker |= {"WORLD_SIZE": 4, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}
+    for name, value in worker.items():
+        monkeypatch.setenv(name, str(value))
+    cfg = settings("trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=7")
+    trainer = build.build_trainer(cfg.trainer, folder, [], [])
+    assert (trainer.num_devices, trainer.num_nodes, trainer.world_size) == (2, 2, 4)
+    assert (trainer.global_rank, trainer.local_rank) == (3, 1)
+
+
+def test_sync_batchnorm_on_the_cpu(folder: Path, monkeypatch, caplog) -> None:
+    monkeypatch.delenv("LOCAL_RANK")
+    with pytest.raises(ValueError, match="sync_batchnorm=true needs GPUs"):
+        build.build_trainer(
+            settings("trainer=ddp_sim", "trainer.sync_batchnorm=true").trainer, folder, [], []
+        )
+    build.build_trainer(settings("trainer=cpu", "trainer.sync_batchnorm=true").trainer, folder, [], [])
+    assert "trainer.sync_batchnorm=true has no effect" in caplog.text
 
 
 @pytest.mark.parametrize("option", options("logger"))
@@ -139,10 +186,10 @@ def test_logger(option: str, folder: Path) -> None:
 def test_callbacks(option: str) -> None:
     name = "eval" if option == "eval" else "train"
     callbacks = build.build_callbacks(settings(f"callbacks={option}", name=name).callbacks)
-    checkpoints = [c for c in callbacks if isinstance(c, ModelCheckpoint)]
-    assert len(checkpoints) == (0 if option == "eval" else 2)
+    checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
     # `last` holds the state of `best`, so it must be saved after it.
-    assert [c.filename for c in checkpoints] in ([], ["best", "last"])
+    kinds = [] if option == "eval" else [ModelCheckpoint, LastCheckpoint]
+    assert [type(c) for c in checkpoints] == kinds
 
 
 @pytest.mark.parametrize("option", options("debug"))
