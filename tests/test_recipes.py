@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine import FULL_RECIPE
+from engine import FULL_RECIPE, TINY_MODEL, documented
 from test_train import assert_same
 
 from dtf.lit.checkpoint import load_checkpoint
@@ -60,6 +60,46 @@ def test_a_run_with_everything_resumes_to_the_bit(command, arguments: list[str],
 def assert_different(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     assert a.keys() == b.keys()
     assert not torch.equal(a["network.backbone.fc.weight"], b["network.backbone.fc.weight"])
+
+
+TINY = [*TINY_MODEL, "logger=none", "callbacks=none", "trainer=cpu"]
+
+
+def test_the_documented_command_with_most_ingredients(command, tiny_data: list[str], tmp_path: Path) -> None:
+    arguments = documented("recipes.md", "mixing.mixup")
+    done = command(*arguments, *tiny_data, *TINY, "trainer.max_epochs=1", f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    saved = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 3, "five batches, two to a step"
+    assert len({group["lr_scale"] for group in saved["optimizer_states"][0]["param_groups"]}) == 6
+    config = load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt").config
+    assert config["ema"] == 0.99
+    assert config["mixing"] == {"mixup": 0.8, "cutmix": 1, "probability": 1.0, "switch": 0.5}
+    assert "layer_5/decay" in done.out
+
+
+def test_the_documented_scales(command, tiny_data: list[str], tmp_path: Path) -> None:
+    arguments = documented("recipes.md", "optim.lr_scale")
+    done = command(*arguments, *tiny_data, *TINY, "debug=step", f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    rows = {
+        line.replace("│", " ").split()[0]: line.replace("│", " ").split()
+        for line in done.out.splitlines()
+        if "│" in line
+    }
+    assert [rows[f"{p}/decay"][3] for p in ("backbone", "backbone.fc", "*.dtf*")] == [
+        "0.0002",
+        "0.002",
+        "0.002",
+    ]
+
+
+def test_the_documented_search(command, tiny_data: list[str], tmp_path: Path) -> None:
+    arguments = documented("recipes.md", "find_lr")
+    done = command(*arguments, *tiny_data, *TINY, "find_lr=30", f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    assert "optim.lr=" in done.out
+    assert (tmp_path / "run" / "lr_find.png").is_file()
 
 
 @pytest.mark.parametrize(
