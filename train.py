@@ -24,10 +24,12 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from dtf.lit import build, report
+    from dtf.lit.about import describe_run
     from dtf.lit.callbacks import BrokenVideos
     from dtf.lit.checkpoint import describe, load_checkpoint
     from dtf.lit.classifier import VideoClassifier
     from dtf.lit.files import replacing
+    from dtf.lit.loggers import log_start
     from dtf.lit.lr_finder import LearningRateSearch, find_lr
     from dtf.models import save_weights
 
@@ -84,6 +86,10 @@ def main(cfg: DictConfig) -> dict[str, float]:
         build.print_start(network, data, config["optim"], trainer, folder)
 
     with build.running(trainer):
+        if is_first_process():
+            about = describe_run("train.py", trainer, network, config["optim"])
+            report.write_json(folder / "about.json", about)
+            log_start(loggers, config, about)
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         # There is no best one where no epoch was validated.

@@ -167,10 +167,10 @@ def test_another_run_does_not_go_on_in_this_folder(
 
 def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_path: Path) -> None:
     """A sweep, so that the second run must find its own processes. With the bar and the epoch's line: only
-    the first process shows them, and what they show is summed over both."""
+    the first process shows them, and what they show is summed over both. It alone feeds the logger."""
     done = run_subprocess(
         *("train.py", "-m", "model=dtf_tiny,c2d_tiny", *tiny_data, f"output={tmp_path}/ddp"),
-        *("debug=step", "logger=none"),
+        *("debug=step", "logger=tensorboard"),
         *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
     )
     assert done.code == 0, done.err
@@ -180,6 +180,9 @@ def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_pa
     for name in names:
         found = json.loads((tmp_path / "ddp" / name / "results.json").read_text())
         assert found["videos"] == 8, "two processes, one batch of four videos each"
+        # events.out.tfevents.TIME.HOST.PROCESS.NUMBER
+        events = (tmp_path / "ddp" / name / "tensorboard").glob("events.*")
+        assert len({path.name.split(".")[-2] for path in events}) == 1
     assert len(list(tmp_path.rglob(".hydra"))) == 2
     assert not list(tmp_path.rglob("*.part"))
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
-import zlib
-from collections.abc import Sequence
+import re
+import secrets
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pytorch_lightning.loggers import CSVLogger, Logger
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 from dtf.lit.command import RunError, run_folder
 from dtf.lit.files import explaining
+
+STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
+"""What is logged within an epoch; all else is logged once per epoch and drawn over epochs."""
+
+BEST = {"val/top1": "max", "val/top5": "max", "val/loss": "min"}
+"""What a table of runs shows of a curve instead of its end."""
 
 
 class _Curves(CSVLogger):
@@ -36,8 +46,6 @@ def csv_logger() -> Logger:
 
 def tensorboard_logger() -> Logger:
     """Event files in OUTPUT/tensorboard."""
-    from pytorch_lightning.loggers import TensorBoardLogger
-
     return TensorBoardLogger(run_folder(), name="tensorboard", version="", default_hp_metric=False)
 
 
@@ -47,36 +55,39 @@ def wandb_logger(
     group: str | None = None,
     tags: Sequence[str] = (),
     offline: bool = False,
+    save_git_diff: bool = False,
 ) -> Logger:
     """Weights & Biases; files in OUTPUT/wandb. A resumed run goes on with its curve.
 
     Args:
-        project, name, group, tags: as in `wandb.init`.
+        project, tags: as in `wandb.init`.
+        name: None: the run's folder.
+        group: None: the sweep's folder, and no group outside of sweeps.
         offline: keep everything in the folder; needs no account and no network. `WANDB_MODE=offline` does the
             same.
+        save_git_diff: let wandb upload what differs from the last commit. Without it the run says the commit
+            and whether anything differs, not what.
 
     Raises:
         RunError: there is no account on this machine and it is not offline.
         ModuleNotFoundError: the package is not installed.
     """
-    from pytorch_lightning.loggers import WandbLogger
-
     folder = run_folder()
     mode = os.environ.get("WANDB_MODE", "online")
     offline = offline or mode in ("offline", "dryrun")
     # Constructing the logger already fails without the package, with ModuleNotFoundError.
     logger = WandbLogger(
         project=project,
-        name=name or folder.name,
-        # The same folder is the same run.
-        id=f"{zlib.crc32(str(folder).encode()):08x}",
+        name=name or _label(folder),
+        id=_run_id(folder),
         save_dir=folder,
         offline=offline,
         # Said in so many words: Lightning says it by WANDB_MODE, which wandb reads once per process, so that
         # the second run of a sweep would not know.
         mode="offline" if offline else mode,
-        group=group,
+        group=group or _sweep(),
         tags=list(tags),
+        settings={"disable_git": not save_git_diff},
     )
     if not offline and mode != "disabled":
         import wandb
@@ -87,3 +98,52 @@ def wandb_logger(
                 "logger.wandb.offline=true (or WANDB_MODE=offline)"
             )
     return logger
+
+
+def log_start(loggers: Iterable[Logger], config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+    """Tell the dashboards what is run, and what their curves are drawn over. For the first process.
+
+    Args:
+        loggers: of the run.
+        config: the run's settings, resolved.
+        about: `dtf.lit.about.describe_run`.
+    """
+    for logger in loggers:
+        if isinstance(logger, (WandbLogger, TensorBoardLogger)):
+            logger.log_hyperparams({**config, "about": dict(about)})
+        if isinstance(logger, WandbLogger):
+            run = logger.experiment
+            # Lightning has drawn all over trainer/global_step.
+            run.define_metric("epoch", hidden=True)
+            for name in ("train/*", "val/*", "test/*", "filters/*"):
+                run.define_metric(name, step_metric="epoch")
+            for name in STEP_METRICS:
+                run.define_metric(name, step_metric="trainer/global_step")
+            for name, best in BEST.items():
+                run.define_metric(name, step_metric="epoch", summary=best)
+
+
+def _sweep() -> str | None:
+    """The folder of the sweep that this run belongs to."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return _label(Path(HydraConfig.get().sweep.dir).resolve())
+
+
+def _label(folder: Path) -> str:
+    """A folder's name, with the day where it is only a time."""
+    is_time = re.fullmatch(r"\d\d-\d\d-\d\d", folder.name)
+    return f"{folder.parent.name} {folder.name}" if is_time else folder.name
+
+
+def _run_id(folder: Path) -> str:
+    """The same folder is the same run; a folder of the same name elsewhere is another one."""
+    path = folder / "wandb" / "run_id.txt"
+    if path.is_file() and re.fullmatch(r"[0-9a-f]{8}", found := path.read_text("utf-8", "replace").strip()):
+        return found
+    new = secrets.token_hex(4)
+    # The processes after the first one log nothing, and need no id.
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(new)
+    return new

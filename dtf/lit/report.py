@@ -19,7 +19,6 @@ from dtf.lit.scores import Evaluation
 
 RESULTS = "results.json"
 CLASSES_IN_TABLE = 20
-CLASSES_WITH_NUMBERS = 40
 
 
 def results(evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[str]) -> dict[str, Any]:
@@ -130,39 +129,9 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     Few classes get their numbers written in; many get a large picture whose colours bring out rare
     confusions.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.colors import PowerNorm
-    from matplotlib.figure import Figure
+    from dtf.lit.pictures import confusion_figure
 
-    num_classes = len(class_names)
-    totals = confusion.sum(axis=1, keepdims=True)
-    share = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    few = num_classes <= CLASSES_WITH_NUMBERS
-    font = 9 if few else 6
-    names = [name if len(name) <= 40 else name[:39] + "…" for name in class_names]
-
-    # Inches. Set by hand: an automatic layout measures every label several times, 25 s for 400 classes.
-    side = num_classes * (0.45 if few else 0.11) + (0.3 if few else 0)
-    labels = 0.5 + max(len(name) for name in names) * font * 0.62 / 72
-    top, right = 0.4, 1.2
-    width, height = labels + side + right, labels + side + top
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    axes = figure.add_axes((labels / width, labels / height, side / width, side / height))
-    # A rare confusion (2 % of a class) must show among hundreds of classes: spread the low colours.
-    norm = PowerNorm(1.0 if few else 0.4, 0, 1)
-    image = axes.imshow(share, cmap="Blues", norm=norm, interpolation="nearest")
-    axes.set_xticks(range(num_classes), names, rotation=90, fontsize=font, parse_math=False)
-    axes.set_yticks(range(num_classes), names, fontsize=font, parse_math=False)
-    axes.set_xlabel("prediction")
-    axes.set_ylabel("class")
-    axes.set_title(title, parse_math=False)
-    if few:
-        for a, b in np.argwhere(confusion > 0):
-            colour = "white" if share[a, b] > 0.5 else "black"
-            axes.text(b, a, str(confusion[a, b]), ha="center", va="center", color=colour, fontsize=font)
-    bar = figure.add_axes(((labels + side + 0.15) / width, labels / height, 0.2 / width, side / height))
-    figure.colorbar(image, cax=bar, label="share of the class")
+    figure = confusion_figure(confusion, class_names, title)
     with replacing(path, "wb") as file:
         figure.savefig(file, format="png", dpi=110)
 

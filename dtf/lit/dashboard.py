@@ -1,0 +1,317 @@
+"""What dashboards show beside the curves: confusions, classes, clips, temporal filters."""
+
+from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
+from torch.nn.utils import get_total_norm
+
+from dtf.data.transforms import normalize
+from dtf.lit import pictures
+from dtf.lit.classifier import VideoClassifier
+from dtf.lit.command import run_folder
+from dtf.lit.report import confused_pairs, write_json
+from dtf.models import DTFBlock, filter_responses
+
+FILTERS = "filters.json"
+FRAMES_PER_SECOND = 8
+PAIRS_SHOWN = 50
+CLASS_HEAD = ("class", "videos", "right", "accuracy")
+PAIR_HEAD = ("class", "taken for", "videos")
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A video as the network sees it, with what it makes of it.
+
+    Attributes:
+        frames: (T, S, S, 3) uint8.
+        caption: truth and prediction.
+    """
+
+    frames: np.ndarray
+    caption: str
+
+
+@dataclass(frozen=True)
+class Show:
+    """What goes to the loggers after an evaluation.
+
+    Attributes:
+        stage: "val" or "test".
+        confusion: picture, (H, W, 3) uint8.
+        tables: name -> heads of its columns and its rows.
+        clips: a few videos, the same ones after every evaluation.
+        filters: picture, (H, W, 3) uint8; None for a network without DTF blocks.
+        weights: name of a parameter of the DTF blocks -> its values.
+    """
+
+    stage: str
+    confusion: np.ndarray
+    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
+    clips: list[Clip]
+    filters: np.ndarray | None
+    weights: dict[str, torch.Tensor]
+
+
+class Dashboard(Callback):
+    """Feeds W&B and TensorBoard after every evaluation, and logs gradients and memory.
+
+    Logs `train/grad_norm` (of all gradients, before clipping, at the steps that are logged),
+    `train/gpu_memory_gib` (peak of this epoch, the largest of all processes) or, without a GPU,
+    `train/memory_gib` (peak of this process so far). After the test of a network with DTF blocks,
+    OUTPUT/filters.json says which temporal frequencies they change.
+
+    Only the first process writes. It draws nothing at random and changes no state of the training.
+
+    Args:
+        every_n_epochs: pictures and tables after the validation of every so many epochs, and of the last one.
+        num_clips: videos shown; 0: none, and no filters.
+
+    Raises:
+        ValueError: numbers out of range.
+    """
+
+    def __init__(self, every_n_epochs: int = 1, num_clips: int = 4) -> None:
+        if every_n_epochs < 1:
+            raise ValueError(f"callbacks.dashboard.every_n_epochs must be at least 1, got {every_n_epochs}")
+        if num_clips < 0:
+            raise ValueError(f"callbacks.dashboard.num_clips must be at least 0, got {num_clips}")
+        self.every_n_epochs = every_n_epochs
+        self.num_clips = num_clips
+
+    # ---- curves --------------------------------------------------------------------------------------------
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        """Log the norm of the gradients that clipping, which comes next, has not touched yet."""
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if (trainer.global_step + 1) % every == 0:
+            gradients = [p.grad for p in pl_module.parameters() if p.grad is not None]
+            pl_module.log("train/grad_norm", get_total_norm(gradients))
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to watch the memory."""
+        if pl_module.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(pl_module.device)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the memory."""
+        size: int | None
+        if pl_module.device.type == "cuda":
+            name, size = "train/gpu_memory_gib", torch.cuda.max_memory_allocated(pl_module.device)
+        else:
+            name, size = "train/memory_gib", _peak_resident_bytes()
+        if size is not None:
+            pl_module.log(name, size / 2**30, sync_dist=True, reduce_fx="max")
+
+    # ---- pictures and tables -------------------------------------------------------------------------------
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show a validation."""
+        if trainer.state.fn == "validate":
+            self._finish(trainer, cast(VideoClassifier, pl_module), "val")
+            return
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
+            self._send(trainer, cast(VideoClassifier, pl_module), "val")
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show a test, and keep the numbers of the filters."""
+        self._finish(trainer, cast(VideoClassifier, pl_module), "test")
+
+    def _finish(self, trainer: pl.Trainer, pl_module: VideoClassifier, stage: str) -> None:
+        energies = self._send(trainer, pl_module, stage)
+        if energies and trainer.is_global_zero:
+            write_json(run_folder() / FILTERS, energies)
+
+    def _send(self, trainer: pl.Trainer, pl_module: VideoClassifier, stage: str) -> dict[str, list[float]]:
+        """Show what was found to all loggers that can; the energies of the filters."""
+        # No collective operation from here on: the other processes do not take part.
+        if not trainer.is_global_zero:
+            return {}
+        loggers = [x for x in trainer.loggers if isinstance(x, (WandbLogger, TensorBoardLogger))]
+        if not loggers and trainer.state.fn == "fit":
+            return {}
+        indices, clips = self._read_clips(trainer, stage)
+        energies = _energies(trainer, pl_module, clips)
+        if loggers:
+            show = _show(trainer, pl_module, stage, indices, clips, energies)
+            for logger in loggers:
+                send = _to_wandb if isinstance(logger, WandbLogger) else _to_tensorboard
+                send(logger, show, trainer)
+        return energies
+
+    def _read_clips(self, trainer: pl.Trainer, stage: str) -> tuple[list[int], list[np.ndarray]]:
+        """The first views of a few sound videos, spread over the split: numbers, (T, S, S, 3) uint8."""
+        loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
+        evaluation = cast(VideoClassifier, trainer.lightning_module).evaluations[stage]
+        sound = evaluation.video_index[evaluation.sound]
+        count = min(self.num_clips, len(sound))
+        places = np.unique(np.linspace(0, len(sound) - 1, count).round().astype(int))
+        indices, clips = [], []
+        for index in sound[places].tolist():
+            sample = loader.dataset[index]
+            # It was readable a moment ago; a file system may have its own ideas.
+            if not sample["error"]:
+                indices.append(index)
+                clips.append(sample["video"][0].numpy())
+        return indices, clips
+
+
+def _energies(
+    trainer: pl.Trainer, pl_module: VideoClassifier, clips: Sequence[np.ndarray]
+) -> dict[str, list[float]]:
+    """Block -> energy of each temporal frequency, averaged over clips and pixels."""
+    network: Any = pl_module.network
+    if not clips or not any(isinstance(m, DTFBlock) for m in network.modules()):
+        return {}
+    data = trainer.datamodule  # type: ignore[attr-defined]
+    total: dict[str, torch.Tensor] = {}
+    # One clip at a time: no more memory than a training step of one.
+    for clip in clips:
+        video = torch.from_numpy(clip).permute(3, 0, 1, 2).unsqueeze(0).to(pl_module.device)
+        video = trainer.precision_plugin.convert_input(normalize(video, data.mean, data.std))
+        with trainer.precision_plugin.forward_context():
+            found = filter_responses(network, video)
+        for name, energy in found.items():
+            total[name] = total.get(name, 0) + energy.double().mean(dim=(0, 2, 3)) / len(clips)
+    return {name: energy.tolist() for name, energy in total.items()}
+
+
+def _show(
+    trainer: pl.Trainer,
+    pl_module: VideoClassifier,
+    stage: str,
+    indices: Sequence[int],
+    clips: Sequence[np.ndarray],
+    energies: dict[str, list[float]],
+) -> Show:
+    evaluation = pl_module.evaluations[stage]
+    names = trainer.datamodule.class_names  # type: ignore[attr-defined]
+    confusion = evaluation.confusion
+    chosen = pictures.most_confused(confusion)
+    # A test is that of the best epoch.
+    when = f", epoch {trainer.current_epoch + 1}" if trainer.state.fn == "fit" else ""
+    title = f"{stage}{when}, top-1 {evaluation.top1:.1%}"
+    if len(chosen) < len(names):
+        title += f": the {len(chosen)} most confused of {len(names)} classes"
+    shown = []
+    for index, frames in zip(indices, clips, strict=True):
+        (row,) = np.flatnonzero(evaluation.video_index == index)
+        label, prediction = int(evaluation.label[row]), int(evaluation.prediction[row])
+        mark = "right" if label == prediction else "wrong"
+        score = evaluation.scores[row, prediction]
+        shown.append(Clip(frames, f"{mark}: {names[label]}, taken for {names[prediction]} ({score:.0%})"))
+    total, right = evaluation.per_class()
+    counts = zip(names, total.tolist(), right.tolist(), strict=True)
+    classes = [(name, t, r, r / t if t else None) for name, t, r in counts]
+    pairs = [(names[a], names[b], n) for a, b, n in confused_pairs(confusion, PAIRS_SHOWN)]
+    picture = None
+    if energies:
+        heading = f"temporal filters{when}, {len(clips)} clips of {stage}"
+        picture = pictures.to_array(pictures.filters_figure(energies, heading))
+    return Show(
+        stage=stage,
+        confusion=pictures.to_array(pictures.confusion_figure(confusion, names, title, chosen), 80),
+        tables={"classes": (CLASS_HEAD, classes), "confused_pairs": (PAIR_HEAD, pairs)},
+        clips=shown,
+        filters=picture,
+        weights={
+            f"{kind}/{name.removeprefix('backbone.')}": parameter.detach().float().cpu()
+            for name, block in pl_module.network.named_modules()
+            if isinstance(block, DTFBlock)
+            for kind, parameter in (("alpha", block.alpha), ("weight", block.filter_weight))
+        },
+    )
+
+
+def _to_wandb(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
+    import wandb
+
+    stage = show.stage
+    found: dict[str, Any] = {
+        f"{stage}/confusion": wandb.Image(show.confusion),
+        **{
+            f"{stage}/{name}": wandb.Table(columns=list(head), data=[list(row) for row in rows])
+            for name, (head, rows) in show.tables.items()
+        },
+    }
+    if show.clips:
+        found[f"{stage}/clips"] = [
+            wandb.Video(
+                io.BytesIO(pictures.encode_mp4(pictures.enlarged(clip.frames), FRAMES_PER_SECOND)),
+                caption=clip.caption,
+                format="mp4",
+            )
+            for clip in show.clips
+        ]
+    if show.filters is not None:
+        found["filters/frequencies"] = wandb.Image(show.filters)
+    for name, values in show.weights.items():
+        found[f"filters/{name}"] = wandb.Histogram(values.flatten().tolist())
+    steps = {"trainer/global_step": trainer.global_step, "epoch": trainer.current_epoch}
+    logger.experiment.log(found | steps)  # type: ignore[attr-defined]
+
+
+def _to_tensorboard(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    writer: Any = logger.experiment  # type: ignore[attr-defined]
+    stage, step = show.stage, trainer.global_step
+    writer.add_image(f"{stage}/confusion", show.confusion, step, dataformats="HWC")
+    for name, (head, rows) in show.tables.items():
+        writer.add_text(f"{stage}/{name}", _markdown(head, rows), step)
+    for number, clip in enumerate(show.clips):
+        frames = pictures.enlarged(clip.frames)
+        # What SummaryWriter.add_video writes, without the packages that it needs to make a GIF.
+        image = Summary.Image(
+            height=frames.shape[1],
+            width=frames.shape[2],
+            colorspace=3,
+            encoded_image_string=pictures.encode_gif(frames, FRAMES_PER_SECOND),
+        )
+        summary = Summary(value=[Summary.Value(tag=f"{stage}/clips/{number}", image=image)])
+        writer._get_file_writer().add_summary(summary, step)
+    captions = [(number, clip.caption) for number, clip in enumerate(show.clips)]
+    if captions:
+        writer.add_text(f"{stage}/clips", _markdown(("clip", "what it is"), captions), step)
+    if show.filters is not None:
+        writer.add_image("filters/frequencies", show.filters, step, dataformats="HWC")
+    for name, values in show.weights.items():
+        writer.add_histogram(f"filters/{name}", values, step)
+    writer.flush()
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """A table in Markdown. Names come from files: what could be markup is shown as it is."""
+
+    def cell(value: Any) -> str:
+        if value is None:
+            return ""
+        text = f"{value:.1%}" if isinstance(value, float) else str(value)
+        text = "".join(c if c.isprintable() else "?" for c in text)
+        return "".join(f"&#{ord(c)};" if c in "\\`*_{}[]<>()#+-.!|~&$" else c for c in text)
+
+    lines = [head, ["---"] * len(head), *([cell(v) for v in row] for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _peak_resident_bytes() -> int | None:
+    """The most memory that this process has had so far; None where that cannot be asked (Windows)."""
+    try:
+        import resource
+    except ImportError:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
