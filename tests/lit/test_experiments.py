@@ -1,0 +1,315 @@
+"""Every recipe composes and can be built; its numbers are those of its source and of the page about it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import REPOSITORY, documented
+from omegaconf import DictConfig, OmegaConf
+from test_conf import CONF, options, settings
+
+from dtf.data.augment import RandAugment, RandomErasing
+from dtf.data.datamodule import VideoDataModule
+from dtf.data.transforms import TrainTransform
+from dtf.lit import build
+from dtf.lit.command import RUN_FOLDER, plain
+from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups
+from dtf.models import VideoNetwork
+
+EXPERIMENTS = options("experiment")
+ORIGINALS = [option for option in EXPERIMENTS if "_dtf_" in option]
+NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48}
+
+
+@functools.cache
+def recipe(option: str) -> DictConfig:
+    return settings(f"experiment={option}", "data.root=/no/where")
+
+
+@functools.cache
+def network_of(option: str) -> VideoNetwork:
+    """Without memory, weights and minutes."""
+    cfg = recipe(option)
+
+    class Data:
+        num_classes, clip_length = NUM_CLASSES[cfg.data.name], cfg.data.clip_length
+
+    model = OmegaConf.create(plain(cfg.model) | {"pretrained": False})
+    with torch.device("meta"):
+        return build.build_network(model, Data())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("option", EXPERIMENTS)
+def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUN_FOLDER, str(tmp_path))
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    cfg = recipe(option)
+    data, network, frames = option.split("_", 1)[0], option.split("_", 1)[1].rsplit("_", 1)[0], option[-3:]
+    assert cfg.data.name == data
+    assert cfg.model.name == network
+    assert f"{cfg.data.clip_length}f" == frames
+    assert cfg.model.pretrained is True
+    assert isinstance(build.instantiate(cfg.data), VideoDataModule)
+    built = network_of(option)
+    assert built.num_steps == cfg.data.clip_length // 4
+    optimizer = build_optimizer(built, OptimConfig.from_mapping(plain(cfg.optim)))
+    count = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
+    assert count == sum(p.numel() for p in built.parameters())
+    trainer = build.build_trainer(
+        OmegaConf.merge(cfg.trainer, {"accelerator": "cpu"}),
+        tmp_path,
+        build.build_callbacks(cfg.callbacks),
+        [],
+    )
+    assert trainer.max_epochs == cfg.trainer.max_epochs
+    # The last epoch is a validated one, so that it can be the best.
+    assert cfg.trainer.max_epochs % cfg.trainer.check_val_every_n_epoch == 0
+
+
+def test_every_recipe_has_a_twin() -> None:
+    assert sorted(option.replace("_dtf_", "_c2d_") for option in ORIGINALS) == sorted(
+        set(EXPERIMENTS) - set(ORIGINALS)
+    )
+
+
+@pytest.mark.parametrize("option", ORIGINALS)
+def test_a_twin_differs_in_the_model_only(option: str) -> None:
+    original, twin = (plain(recipe(name)) for name in (option, option.replace("_dtf_", "_c2d_")))
+    model, other = original.pop("model"), twin.pop("model")
+    for key in ("kernel_size", "filter_groups"):
+        model.pop(key)
+    assert other.pop("name") == model.pop("name").replace("dtf", "c2d")
+    assert model == other
+    # Their folders are named by the clock.
+    assert original.pop("output")
+    assert twin.pop("output")
+    assert original == twin
+
+
+@pytest.mark.parametrize("option", [o for o in EXPERIMENTS if "swin" in o])
+def test_what_is_new_in_a_swin_learns_at_the_full_rate(option: str) -> None:
+    cfg = recipe(option)
+    network, config = network_of(option), OptimConfig.from_mapping(plain(cfg.optim))
+    rates = {
+        name: group["lr"] for group in parameter_groups(network, config) for name in group["param_names"]
+    }
+    new = {name for name in rates if ".dtf." in name or name.startswith("backbone.head.")}
+    assert any(".dtf." in name for name in new) is ("_dtf_" in option)
+    for name, rate in rates.items():
+        assert math.isclose(rate, config.lr * (1 if name in new else 0.1)), name
+
+
+# ---- numbers ----
+
+SIFA_COLORS = {
+    "crop": "random_resized",
+    "scale": [0.2, 1.0],
+    "brightness": 0.4,
+    "contrast": 0.4,
+    "saturation": 0.4,
+    "hue": 0.1,
+    "color_probability": 0.8,
+    "grayscale": 0.2,
+    "blur": 0.5,
+    "rand_augment": None,
+    "erase": None,
+}
+
+
+@pytest.mark.parametrize(("depth", "frames"), [(50, 16), (50, 32), (101, 16)])
+def test_kinetics_resnet_is_sifas(depth: int, frames: int) -> None:
+    cfg = recipe(f"k400_dtf_resnet{depth}_{frames}f")
+    published = {"lr": 0.04, "decay": 1e-4, "clip": 40.0, "last_lr": 1e-6}
+    summed = cfg.trainer.accumulate_grad_batches
+    assert summed == 4
+    optim, trainer, data = cfg.optim, cfg.trainer, cfg.data
+    # lr x sum = (4 lr) x mean; so what is added to or compared with the mean is a quarter.
+    assert math.isclose(optim.lr, published["lr"] * summed)
+    assert math.isclose(optim.weight_decay, published["decay"] / summed)
+    assert math.isclose(trainer.gradient_clip_val, published["clip"] / summed)
+    assert math.isclose(optim.min_lr, published["last_lr"] / published["lr"])
+    assert (optim.name, optim.momentum, optim.nesterov, optim.decay_all) == ("sgd", 0.9, False, True)
+    assert (optim.warmup_epochs, optim.warmup_start, trainer.max_epochs) == (1.0, 0.01, 64)
+    assert (data.batch_size, trainer.precision) == ({16: 24, 32: 12}[frames], "32-true")
+    assert (data.frame_stride, data.sampling.train.scheme, data.test_views) == (1, "dense", "20x3")
+    assert (data.short_side_px, data.augment.flip, cfg.model.dropout) == (256, 0.5, 0.5)
+    assert SIFA_COLORS.items() <= plain(data.augment).items()
+    assert cfg.label_smoothing == 0
+
+
+def test_averaged_gradients_make_the_steps_of_summed_ones() -> None:
+    """The published optimiser on the sum of 4 gradients against ours on their mean: the same weights."""
+    cfg = recipe("k400_dtf_resnet50_16f")
+    gradients = torch.randn(5, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 10
+
+    def run(joined: torch.Tensor, lr: float, decay: float, clip: float) -> torch.Tensor:
+        weight = torch.nn.Parameter(torch.ones(8, dtype=torch.float64))
+        optimizer = torch.optim.SGD([weight], lr, momentum=0.9, weight_decay=decay)
+        for gradient in joined:
+            weight.grad = gradient.clone()
+            torch.nn.utils.clip_grad_norm_([weight], clip)
+            optimizer.step()
+        return weight.detach()
+
+    published = run(gradients.sum(1), 0.04, 1e-4, 40.0)
+    ours = run(gradients.mean(1), cfg.optim.lr, cfg.optim.weight_decay, cfg.trainer.gradient_clip_val)
+    # The clip divides by the norm plus 1e-6.
+    assert torch.allclose(ours, published, rtol=1e-6)
+    assert not torch.allclose(run(gradients.mean(1), cfg.optim.lr, 1e-4, 40.0), published, rtol=1e-3)
+
+
+def test_something_something_resnet_is_sifas() -> None:
+    cfg = recipe("ssv2_dtf_resnet50_16f")
+    assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.trainer.gradient_clip_val) == (0.02, 1e-4, 40.0)
+    assert (cfg.optim.warmup_epochs, cfg.trainer.max_epochs) == (5.0, 64)
+    assert cfg.data.sampling.train.scheme == "segment"
+    assert SIFA_COLORS.items() <= plain(cfg.data.augment).items()
+
+
+@pytest.mark.parametrize(("size", "lr", "decay"), [("base", 3e-4, 0.05), ("small", 1e-3, 0.02)])
+def test_kinetics_swin_is_video_swins(size: str, lr: float, decay: float) -> None:
+    cfg = recipe(f"k400_dtf_swin_{size}_16f")
+    assert (cfg.optim.name, cfg.optim.lr, cfg.optim.weight_decay) == ("adamw", lr, decay)
+    assert (cfg.optim.warmup_epochs, cfg.trainer.max_epochs, cfg.data.test_views) == (2.5, 30, "4x3")
+    assert (cfg.data.augment.flip, cfg.data.augment.rand_augment, cfg.data.augment.erase) == (0.5, None, None)
+    drop_path_rate = network_of(f"k400_dtf_swin_{size}_16f").arguments["drop_path_rate"]
+    assert drop_path_rate == {"base": 0.5, "small": 0.3}[size]
+
+
+@pytest.mark.parametrize("frames", [16, 32])
+def test_something_something_swin_is_video_swins(frames: int) -> None:
+    cfg = recipe(f"ssv2_dtf_swin_base_{frames}f")
+    assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup_epochs) == (3e-4, 0.05, 2.5)
+    assert (cfg.trainer.max_epochs, cfg.label_smoothing, cfg.model.drop_path_rate) == (60, 0.1, 0.4)
+    data = build.instantiate(cfg.data)
+    assert data.train_transform.rand_augment == RandAugment(4, 7, 0.5, 0.5)
+    assert data.train_transform.erase == RandomErasing(0.25)
+    assert data.test_views == "1x3"
+
+
+@pytest.mark.parametrize("option", EXPERIMENTS)
+def test_directions_stay_directions(option: str) -> None:
+    assert recipe(option).data.augment.flip == (0.0 if option.startswith("ssv2") else 0.5)
+
+
+# ---- the page ----
+
+BATCH = re.compile(r"# total batch (\d+) = (\d+) devices x (\d+) x (\d+) accumulated")
+
+
+def stated_batch(option: str) -> tuple[int, ...]:
+    """(total, devices, batch_size, accumulated) as the recipe's file says, or the one that it starts from."""
+    text = (CONF / "experiment" / f"{option}.yaml").read_text("utf-8")
+    found = BATCH.search(text)
+    if found:
+        return tuple(map(int, found.groups()))
+    assert "batch_size:" not in text, f"{option} does not say its total batch"
+    assert "accumulate_grad_batches:" not in text
+    return stated_batch(OmegaConf.create(text).defaults[0])
+
+
+def row(option: str) -> str:
+    """What docs/recipes.md must say about a recipe, but for whose it is."""
+    cfg = recipe(option)
+    data, augment, optim = cfg.data, cfg.data.augment, cfg.optim
+    total, devices, batch, accumulated = stated_batch(option)
+    stride = f" x {data.frame_stride}" if data.sampling.train.scheme == "dense" else ""
+    extras = [f"area {augment.scale[0]:g}-{augment.scale[1]:g}"]
+    if augment.flip:
+        extras.append(f"flip {augment.flip:g}")
+    if augment.brightness:
+        jitter = "/".join(f"{augment[k]:g}" for k in ("brightness", "contrast", "saturation", "hue"))
+        extras.append(f"jitter {jitter} p {augment.color_probability:g}")
+        extras.append(f"gray {augment.grayscale:g}")
+    if augment.blur:
+        extras.append(f"blur {augment.blur:g}")
+    if augment.rand_augment:
+        extras.append(f"RandAugment n{augment.rand_augment.n} m{augment.rand_augment.m}")
+    if augment.erase:
+        extras.append(f"erase {augment.erase.probability:g}")
+    if cfg.label_smoothing:
+        extras.append(f"smoothing {cfg.label_smoothing:g}")
+    arguments = network_of(option).arguments
+    for key, word in (("dropout", "dropout"), ("drop_path_rate", "drop path")):
+        if arguments[key]:
+            extras.append(f"{word} {arguments[key]:g}")
+    kind = {"sgd": "SGD", "adamw": "AdamW"}[optim.name]
+    cells = [
+        f"`{option}`",
+        f"{data.clip_length}{stride} {data.sampling.train.scheme}",
+        f"{kind} {optim.lr:g}, decay {optim.weight_decay:g}",
+        f"{total} = {devices} x {batch} x {accumulated}",
+        f"{cfg.trainer.max_epochs} ({optim.warmup_epochs:g})",
+        ", ".join(extras),
+        f"{data.test_views} at {data.short_side_px}",
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+@pytest.mark.parametrize("option", ORIGINALS)
+def test_the_page_has_the_numbers(option: str) -> None:
+    cfg = recipe(option)
+    total, devices, batch, accumulated = stated_batch(option)
+    assert (batch, accumulated) == (cfg.data.batch_size, cfg.trainer.accumulate_grad_batches)
+    assert total == devices * batch * accumulated
+    page = (REPOSITORY / "docs" / "recipes.md").read_text("utf-8")
+    (line,) = [line for line in page.splitlines() if line.startswith(f"| `{option}` |")]
+    assert line.startswith(row(option))
+
+
+# A documented command, and what makes its network small.
+RUNS = {
+    "trainer.accumulate_grad_batches=16": ["model.layers=[1,1,1,1]", "model.widths=[8,8,16,16]"],
+    "experiment=ssv2_c2d_swin_base_16f": [
+        *("model.depths=[1,1,1,1]", "model.num_heads=[1,1,1,1]", "model.embed_dim=16"),
+        *("model.window_size=2", "data.short_side_px=32", "trainer.precision=32-true"),
+    ],
+}
+
+
+@pytest.mark.parametrize("part", RUNS)
+def test_a_recipe_trains(part: str, tiny_data: list[str], tmp_path: Path, command, monkeypatch) -> None:
+    """A step of a documented command on generated videos, with the recipe's own augmentation."""
+    given = documented("recipes.md", part)
+    (option,) = [word.split("=")[1] for word in given if word.startswith("experiment=")]
+    used, shapes = [], set()
+    augment = TrainTransform.augment
+
+    def spy(self: TrainTransform, clip: torch.Tensor, label: int, rng: np.random.Generator):
+        used.append(self)
+        shapes.add(tuple(clip.shape))
+        return augment(self, clip, label, rng)
+
+    monkeypatch.setattr(TrainTransform, "augment", spy)
+    small = ["data=motion", *tiny_data, "data.clip_length=16", "debug=step", "model.pretrained=false"]
+    here = ["trainer.accelerator=cpu", "trainer.devices=1", f"output={tmp_path}"]
+    done = command(*given, *small, *RUNS[part], *here)
+    assert done.code == 0, done.err
+    assert shapes == {(16, 3, 32, 32)}
+    meant = build.instantiate(recipe(option).data).train_transform
+    # What its crop does not use, and labels of other classes, are those of the data set.
+    meant = dataclasses.replace(meant, crop_px=32, flip_labels=(), short_side_px=None)
+    assert all(transform == meant for transform in used)
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 1
+    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["videos"] == 4
+
+
+def test_ingredients_of_the_data_train(tiny_data: list[str], tmp_path: Path, command) -> None:
+    """The documented command: 20 videos twice, in batches of 4 clips."""
+    tiny = [*tiny_data, "model.widths=[8,8,16,16]", "model.stem_width=8", "model.filter_groups=8"]
+    small = ["trainer=cpu", "trainer.max_epochs=1", "trainer.limit_test_batches=1", f"output={tmp_path}"]
+    done = command(*documented("recipes.md", "data.repeats=2"), *tiny, *small)
+    assert done.code == 0, done.err
+    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 10
+    augment = OmegaConf.load(tmp_path / "config.yaml").data.augment
+    assert (augment.rand_augment, augment.erase) == ({"n": 4, "m": 7}, {"probability": 0.25})
