@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from test_block import awake, clip
+from torch import nn
 
 from dtf.models import DTFBlock, create_model, filter_responses
 from dtf.models.block import FoldedDTFBlock
@@ -59,6 +62,21 @@ def test_sums_to_the_energy_that_the_block_adds():
     with torch.no_grad():
         added = block(x) - x - block(torch.zeros_like(x))
         assert torch.allclose(response_energy(block, x).sum(dim=1), added.square().sum(dim=2).mean(dim=1))
+
+
+# Not 4: frames are enriched by their successors, which cancels what flips from each frame to the next.
+@pytest.mark.parametrize("frequency", range(4))
+def test_what_flickers_f_times_is_filtered_at_f(frequency):
+    """Frequency f is f cycles per clip: a column of pixels that flickers at each."""
+    block = DTFBlock(8, 8, kernel_size=1).eval()
+    nn.init.ones_(block.alpha)
+    time = torch.arange(8) * 2 * math.pi / 8
+    x = torch.zeros(1, 8, 8, 4, 1)
+    x[0, :, :, frequency, 0] = torch.cos(frequency * time).expand(8, 8)
+    with torch.no_grad():
+        energy = response_energy(block, x)[0, :, :, 0]
+    assert energy.sum(dim=0).argmax() == frequency
+    assert energy[:, frequency].argmax() == frequency
 
 
 def test_an_empty_place_is_not_filtered():

@@ -1,0 +1,439 @@
+"""Show where a trained network filtered a clip, at which temporal frequency, and what its answer rests on.
+
+    python -m dtf.explain VIDEO... checkpoint=PATH [block=NAME,...] [class=NAME] [output=DIR] [device=auto]
+
+For each video, with its central clip as in evaluation, two pictures:
+
+* VIDEO-filters.png: what the temporal filters added, per block and temporal frequency, over the clip
+  (dtf.models.filter_responses). Each map shows amplitudes relative to its own largest one, above it is the
+  frequency's share of the block's energy. f cycles per clip are given in Hz of the video's own time.
+  `block` names the blocks to draw; without it, the last one of every resolution is drawn; block=all: all.
+* VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
+
+OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal filters (c2d_*) gets
+the second picture only. A file that cannot be read is named, the others go on, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dtf.lit.command import nearest, one_line_errors
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+    from torch import nn
+
+    from dtf.data.datamodule import VideoDataModule
+    from dtf.models import VideoNetwork
+    from dtf.predict import Predictor
+
+OPTIONS = {"checkpoint": "", "block": "", "class": "", "output": "explained", "device": "auto"}
+STEPS_DRAWN = 8
+NO_FILTERS = "has no temporal filters (it is a control), so there is no picture of them"
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip of a video, as the network saw it.
+
+    Attributes:
+        frames: (T, S, S, 3) uint8.
+        seconds: (T,) when each frame is shown.
+    """
+
+    frames: np.ndarray
+    seconds: np.ndarray
+
+    @property
+    def duration(self) -> float:
+        """Seconds that the T frames stand for: T times their usual distance; 0 for a still."""
+        import numpy as np
+
+        if len(self.seconds) < 2:
+            return 0.0
+        return max(0.0, float(np.median(np.diff(self.seconds)))) * len(self.seconds)
+
+
+def read_clip(data: VideoDataModule, video: str | os.PathLike[str]) -> Clip:
+    """The central clip and crop of a video file, sampled and cut as in a test.
+
+    Raises:
+        VideoError: the file cannot be read.
+    """
+    from dtf.data.dataset import read_views
+    from dtf.data.decode import VideoError, open_video
+
+    sampler, transform = data.frame_samplers["test"], dataclasses.replace(data.test_transform, num_crops=1)
+    with open_video(os.path.abspath(video)) as reader:
+        if sampler.target_fps is not None and not reader.fps > 0:
+            raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
+        indices = sampler.test(reader.num_frames, reader.fps)
+        frames = read_views(reader, indices, transform.crops, 1, transform.crop_px)[0].numpy()
+        return Clip(frames, reader.frame_seconds[indices[0]])
+
+
+def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: int) -> torch.Tensor:
+    """Grad-CAM in space and time: which features of a stage speak for a class.
+
+    Source: Selvaraju et al., "Grad-CAM", ICCV 2017. A channel's weight is the mean gradient of the class's
+    logit over all places; here also over all steps, as the networks of this package average over both. For a
+    stage followed by a mean and a linear layer (the ResNets) this is that layer's own sum before the mean.
+
+    Args:
+        network: in evaluation mode, (B, 3, clip_length, H, W) -> logits.
+        stage: a module in it whose output is (B, C, T, h, w), or with folded frames (B*T, C, h, w) or, for
+            transformers, (B*T, h, w, C).
+        video: (B, 3, clip_length, H, W), normalised.
+        label: the class.
+
+    Returns:
+        (B, T, h, w) >= 0, in units of the logit times the number of places; 0 where nothing speaks for it.
+
+    Raises:
+        ValueError: the stage gives something else.
+    """
+    import torch
+    from timm.models.swin_transformer import SwinTransformerStage
+
+    kept: list[torch.Tensor] = []
+    handle = stage.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    try:
+        # Gradients reach the stage even if no weight asks for one.
+        with torch.enable_grad():
+            logits = network(video.detach().requires_grad_())
+            features = kept[-1]
+            if not isinstance(features, torch.Tensor) or features.dim() not in (4, 5):
+                raise ValueError(
+                    f"Grad-CAM needs features with places, (B, C, T, h, w) or folded; got {_shape(features)}"
+                )
+            (gradient,) = torch.autograd.grad(logits[:, label].sum(), features)
+    finally:
+        handle.remove()
+
+    def unfold(x: torch.Tensor) -> torch.Tensor:  # (B, C, T, h, w)
+        if x.dim() == 5:
+            return x
+        if isinstance(stage, SwinTransformerStage):
+            x = x.permute(0, 3, 1, 2)
+        return x.unflatten(0, (len(video), -1)).transpose(1, 2)
+
+    features, gradient = unfold(features.detach()), unfold(gradient)
+    # The mean gradient times the number of places: their sum.
+    weights = gradient.sum(dim=(2, 3, 4), keepdim=True)
+    return (weights * features).sum(dim=1).relu()
+
+
+def _shape(features: Any) -> str:
+    return str(tuple(features.shape)) if hasattr(features, "shape") else type(features).__name__
+
+
+def last_stage(network: VideoNetwork) -> nn.Module:
+    """The stage whose features a network averages for its answer.
+
+    Raises:
+        ValueError: a network that this does not know.
+    """
+    from dtf.models.resnet import VideoResNet
+    from dtf.models.swin import VideoSwin
+
+    if isinstance(network, VideoResNet):
+        return network.backbone.layer4
+    if isinstance(network, VideoSwin):
+        return network.backbone.layers[-1]
+    raise ValueError(f"Grad-CAM knows the last stage of ResNet and Swin networks, not of {network.name}")
+
+
+def choose_blocks(responses: Mapping[str, torch.Tensor], wanted: str = "") -> list[str]:
+    """Names of the blocks to draw.
+
+    Args:
+        responses: of :func:`dtf.models.filter_responses`.
+        wanted: names separated by commas, each a block's name or the end of exactly one; "all"; or "": the
+            last block of every resolution.
+
+    Raises:
+        ValueError: a name that is no block's, or several blocks'.
+    """
+    if wanted == "all":
+        return list(responses)
+    if not wanted:
+        return list({energy.shape[2:]: name for name, energy in responses.items()}.values())
+    chosen = []
+    for part in wanted.split(","):
+        found = [name for name in responses if name == part or name.endswith("." + part)]
+        if part in responses:
+            found = [part]
+        if len(found) != 1:
+            what = (
+                f"there is no block {part!r}{nearest(part, responses)}"
+                if not found
+                else f"several blocks end in {part!r}"
+            )
+            raise ValueError(f"{what} (there are: {', '.join(responses)})")
+        chosen += found
+    return chosen
+
+
+def frequency_label(frequency: int, seconds: float) -> str:
+    """ "2 per clip (1.5 Hz)" for 2 cycles in a clip of 4/3 seconds; DC is the mean over time."""
+    if frequency == 0:
+        return "mean over time"
+    return f"{frequency} per clip" + (f" ({frequency / seconds:.2g} Hz)" if seconds else "")
+
+
+def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, torch.Tensor]) -> None:
+    """Draw the amplitudes that temporal filters added, one row per block, one column per frequency, as PNG.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        clip: what was filtered.
+        responses: {block: (1, F, h, w) energies}, at least one.
+    """
+    import numpy as np
+
+    amplitudes = {name: energy[0].sqrt().cpu().numpy() for name, energy in responses.items()}
+    columns = max(len(maps) for maps in amplitudes.values())
+    cell = min(1.8, max(0.9, 8.6 / columns))
+    width = max(6.0, cell * columns + 1.4)
+    heights = [width / STEPS_DRAWN + 0.6] + [cell + 0.45] * len(amplitudes)
+    figure = _figure(width, sum(heights))
+    strip, *grid = figure.subfigures(len(heights), 1, height_ratios=heights)
+    strip.suptitle(title, fontsize=9, parse_math=False)
+    _draw_frames(strip.subplots(1, len(_spread(len(clip.frames)))), clip)
+    for part, (name, maps) in zip(grid, amplitudes.items(), strict=True):
+        axes = np.atleast_1d(part.subplots(1, columns))
+        energy = (maps**2).sum(axis=(1, 2))
+        for frequency, axis in enumerate(axes):
+            axis.set_axis_off()
+            if frequency >= len(maps):
+                continue
+            largest = max(float(maps[frequency].max()), 1e-30)
+            image = _overlay(axis, clip.frames[len(clip.frames) // 2], maps[frequency] / largest)
+            share = energy[frequency] / max(energy.sum(), 1e-30)
+            label = frequency_label(frequency, clip.duration)
+            axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (frequency == 0)}", fontsize=7)
+        _colour_bar(part, image, axes, "amplitude, 1 = largest in map")
+        part.supylabel(f"{name}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
+    figure.savefig(path, dpi=110)
+
+
+def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject: str) -> None:
+    """Draw a Grad-CAM over the frames of its steps, as PNG.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        clip: what the network saw.
+        cam: (T, h, w) >= 0.
+        subject: what the map speaks for, shown at the colour bar.
+    """
+
+    steps = len(cam)
+    shown = _spread(steps)
+    width = max(6.0, min(1.8, 8.6 / len(shown)) * len(shown) + 0.9)
+    figure = _figure(width, 2.1 * (width - 0.9) / len(shown) + 0.8)
+    axes = figure.subplots(2, len(shown), squeeze=False)
+    # A step joins several frames: the middle one stands for them.
+    per_step = len(clip.frames) // steps
+    frames = shown * per_step + per_step // 2
+    _draw_frames(axes[0], clip, frames)
+    evidence = cam.cpu().numpy() / max(float(cam.max()), 1e-30)
+    for axis, step, frame in zip(axes[1], shown, frames, strict=True):
+        image = _overlay(axis, clip.frames[frame], evidence[step])
+        axis.set_axis_off()
+    _colour_bar(figure, image, axes[1], "evidence, 1 = largest")
+    figure.suptitle(f"{title}: Grad-CAM for {subject}", fontsize=9, parse_math=False)
+    figure.savefig(path, dpi=110)
+
+
+def _overlay(axis: Any, frame: np.ndarray, values: np.ndarray) -> Any:
+    """Values in 0..1 as colours over a grey frame, the more opaque the larger."""
+    height, width = frame.shape[:2]
+    place = (0, width, height, 0)
+    axis.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=place)
+    return axis.imshow(
+        values,
+        cmap="inferno",
+        vmin=0,
+        vmax=1,
+        alpha=0.25 + 0.65 * values,
+        extent=place,
+        interpolation="bilinear",
+    )
+
+
+def _colour_bar(figure: Any, image: Any, axes: Any, label: str) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01, ticks=[0, 0.5, 1])
+    bar.solids.set_alpha(1)
+    bar.set_label(label, fontsize=7)
+    bar.ax.tick_params(labelsize=6)
+
+
+def _spread(count: int) -> np.ndarray:
+    """At most STEPS_DRAWN of `count` places, evenly spread."""
+    import numpy as np
+
+    return np.unique(np.linspace(0, count - 1, min(count, STEPS_DRAWN)).round().astype(int))
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _draw_frames(axes: Any, clip: Clip, shown: np.ndarray | None = None) -> None:
+    """Frames of a clip with their times, one in each of the axes; without a choice, spread over the clip."""
+    import numpy as np
+
+    places = _spread(len(clip.frames)) if shown is None else shown
+    for axis, frame in zip(np.atleast_1d(axes), places, strict=True):
+        axis.imshow(clip.frames[frame])
+        axis.set_axis_off()
+        axis.set_title(f"{clip.seconds[frame]:.2f} s", fontsize=7)
+
+
+def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """Command-line arguments as (videos, options).
+
+    Raises:
+        ValueError: an unknown option, no video, or no checkpoint.
+    """
+    videos, options = [], dict(OPTIONS)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in OPTIONS:
+            options[key] = value
+        elif (argument.startswith("--") or equals) and not os.path.exists(argument):
+            raise ValueError(
+                f"there is no option {key}{nearest(key, OPTIONS)} (there are: {', '.join(OPTIONS)})"
+            )
+        else:
+            videos.append(argument)
+    if not options["checkpoint"]:
+        raise ValueError("no checkpoint: add checkpoint=PATH, for example OUTPUT/checkpoints/best.ckpt")
+    if not videos:
+        raise ValueError("no video: python -m dtf.explain VIDEO... checkpoint=PATH")
+    return videos, options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        print(__doc__)
+        return 0 if arguments else 2
+    with one_line_errors():
+        return _run(*parse(arguments))
+    return 1
+
+
+def _run(videos: list[str], options: dict[str, str]) -> int:
+    from rich.console import Console
+    from rich.markup import escape
+
+    from dtf.data.decode import VideoError
+    from dtf.lit.report import write_json
+    from dtf.predict import Predictor, _picture_name, _printable
+
+    predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
+    wanted = options["class"]
+    if wanted and wanted not in predictor.class_names:
+        raise ValueError(f"the network knows no class {wanted!r}{nearest(wanted, predictor.class_names)}")
+    folder = Path(options["output"])
+    folder.mkdir(parents=True, exist_ok=True)
+    console = Console(highlight=False)
+    records: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    failed = 0
+    for video in videos:
+        shown = _printable(video)
+        console.print(f"[bold]{escape(shown)}[/bold]", soft_wrap=True)
+        try:
+            clip = read_clip(predictor._data, video)
+        except VideoError as error:
+            failed += 1
+            print(f"error: {_printable(str(error))}", file=sys.stderr)
+            records.append({"video": shown, "error": _printable(str(error))})
+        else:
+            stem = _picture_name(video, taken).removesuffix(".png")
+            record = _explain(predictor, clip, options, folder, stem, _printable(os.path.basename(video)))
+            records.append({"video": shown, "error": None, **record})
+            console.print(f"best class: {escape(_printable(record['best']))} {record['score']:.1%}")
+            if "filters" in record["pictures"]:
+                console.print(_shares_table(record))
+            else:
+                console.print(f"{escape(str(predictor.network.name))} {NO_FILTERS}", soft_wrap=True)
+            for picture in record["pictures"].values():
+                console.print(f"picture: {escape(str(folder / picture))}", soft_wrap=True)
+        # After each video: a run that is cut off keeps what it has.
+        write_json(folder / "explain.json", records)
+    if failed:
+        print(f"error: {failed} of {len(videos)} videos could not be read", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _explain(
+    predictor: Predictor, clip: Clip, options: Mapping[str, str], folder: Path, stem: str, title: str
+) -> dict[str, Any]:
+    """Draw the pictures of one clip; returns its record in explain.json, without the video."""
+    import torch
+
+    from dtf.data.transforms import normalize
+    from dtf.models import VideoNetwork, filter_responses
+    from dtf.predict import _printable
+
+    network, names, data = predictor.network, predictor.class_names, predictor._data
+    assert isinstance(network, VideoNetwork)
+    clips = torch.from_numpy(clip.frames)[None].permute(0, 4, 1, 2, 3).to(predictor.device)
+    video = normalize(clips, data.mean, data.std)
+    with torch.no_grad():
+        scores = network(video)[0].float().softmax(dim=0)
+    best = int(scores.argmax())
+    label = names.index(options["class"]) if options["class"] else best
+    responses = filter_responses(network, video)
+    blocks = choose_blocks(responses, options["block"]) if responses else []
+    record: dict[str, Any] = {"best": names[best], "score": float(scores[best]), "class": names[label]}
+    record["clip_seconds"] = clip.duration
+    record["pictures"] = {}
+    if blocks:
+        record["pictures"]["filters"] = f"{stem}-filters.png"
+        heading = f"{title}: what the temporal filters added"
+        draw_filters(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
+    record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
+    cam = grad_cam(network, last_stage(network), video, label)[0]
+    subject = f"{_printable(names[label])}, score {scores[label]:.1%}"
+    draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
+    energies = {name: energy[0].sum(dim=(1, 2)) for name, energy in responses.items()}
+    record["shares"] = {n: (e / e.sum().clamp(min=1e-30)).tolist() for n, e in energies.items()}
+    return record
+
+
+def _shares_table(record: Mapping[str, Any]) -> Any:
+    """Share of each frequency in the energy that each block added."""
+    from rich.table import Table
+
+    table = Table(title="energy added, by cycles per clip", title_justify="left")
+    table.add_column("block")
+    count = max(len(shares) for shares in record["shares"].values())
+    for frequency in range(count):
+        table.add_column("mean" if frequency == 0 else str(frequency), justify="right")
+    for name, shares in record["shares"].items():
+        table.add_row(name, *(f"{share:.0%}" for share in shares))
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
