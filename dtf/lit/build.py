@@ -35,6 +35,7 @@ from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.models import VideoNetwork, create_model
+from dtf.models.registry import architecture
 
 log = logging.getLogger(__name__)
 
@@ -77,11 +78,13 @@ def build_data(cfg: DictConfig) -> VideoDataModule:
 def build_network(cfg: DictConfig, data: VideoDataModule) -> VideoNetwork:
     """The network of `conf/model/` for this data set's classes and clip length.
 
-    `depth` and `size` only make up the name; null means the network's own default.
+    `depth` and `size` only make up the name of networks that do not take them; null means the network's own
+    default.
     """
     settings = plain(cfg)
     name, pretrained = settings.pop("name"), settings.pop("pretrained", False)
-    overrides = {k: v for k, v in settings.items() if v is not None and k not in ("depth", "size")}
+    of_name = {"depth", "size"} - set(architecture(name).defaults)
+    overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
     return create_model(
         name, num_classes=data.num_classes, clip_length=data.clip_length, pretrained=pretrained, **overrides
     )

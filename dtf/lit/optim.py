@@ -22,7 +22,10 @@ from dtf.lit.command import nearest
 
 Recipe = Literal["sgd", "adamw"]
 
-POSITION_TABLES = ("relative_position_bias_table", "pos_embed", "position_embedding", "absolute_pos_embed")
+POSITION_TABLES = (
+    *("relative_position_bias_table", "pos_embed", "position_embedding", "absolute_pos_embed"),
+    *("pos_embed_spatial", "pos_embed_temporal"),
+)
 """Names (last component) of parameters that hold positions: never decayed, although they are matrices."""
 
 GROUP_TITLES = {"decay": "kernels, matrices", "no_decay": "norms, biases, alpha, position tables"}

@@ -1,6 +1,7 @@
 """Video networks: temporal filter blocks, the backbones they stand in, construction by name, checkpoints."""
 
-from dtf.models import resnet as _resnet  # noqa: F401 (registers its networks)
+from dtf.models import pytorchvideo as _pytorchvideo  # noqa: F401 (registers its networks)
+from dtf.models import resnet as _resnet  # noqa: F401
 from dtf.models import swin as _swin  # noqa: F401
 from dtf.models.block import DTFBlock
 from dtf.models.convert import ConversionReport, convert_original_state_dict

@@ -6,6 +6,7 @@ Letters: B clips, s frames per temporal step, T = clip_length / s steps, H x W p
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import nullcontext
 from typing import Any
@@ -121,6 +122,22 @@ class VideoNetwork(nn.Module):
             ValueError: The video has another rank, channel count, clip length or (Swin) size than the
                 network.
         """
+        self.check(video)
+        return self.classify(self.fold(video))
+
+    def load_pretrained(self, pretrained: bool | str | os.PathLike[str], imagenet: str | None) -> None:
+        """Loads published weights: timm's, called ``imagenet``, if ``pretrained`` is ``True``, else a file.
+
+        Raises:
+            ValueError: There are none, or they do not fit.
+            OSError: The download failed, or the file cannot be read.
+        """
+        from dtf.models.pretrained import load_imagenet
+
+        load_imagenet(self, imagenet if pretrained is True else None, pretrained)
+
+    def check(self, video: torch.Tensor) -> None:
+        """Refuses a video that the network was not built for; see :meth:`forward`."""
         if video.dim() != 5 or video.shape[1] != 3:
             raise ValueError(f"{self.name}: video must be (B, 3, T, H, W), got {tuple(video.shape)}")
         if video.shape[2] != self.clip_length:
@@ -134,4 +151,3 @@ class VideoNetwork(nn.Module):
                 f"{self.name}: built for frames of {height} x {width} px, got {video.shape[3]} x "
                 f"{video.shape[4]}; crop to that size or build it with image_size={list(video.shape[3:])}"
             )
-        return self.classify(self.fold(video))

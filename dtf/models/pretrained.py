@@ -64,7 +64,7 @@ def load_imagenet(
 def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Reads the tensors of a ``.safetensors`` or ``.pth`` / ``.pt`` / ``.bin`` file; nothing is executed.
 
-    A dict under ``model`` or ``state_dict`` inside the file is taken as the weights.
+    A dict under ``model``, ``state_dict`` or ``model_state`` inside the file is taken as the weights.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -87,7 +87,7 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     ) as error:
         # An unpickler fed with other bytes stumbles in any of these ways.
         raise ValueError(f"{path} is not a readable weights file: {error}") from error
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
@@ -131,14 +131,19 @@ def inflate(state: Mapping[str, Tensor], model: VideoNetwork, source: str) -> di
         inflated = kernel.new_zeros(kernel.shape[0], 3, stride, *kernel.shape[2:])
         inflated[:, :, stride // 2] = kernel
         result[stem] = inflated.flatten(1, 2)
-    problems = [f"missing {key}" for key in wanted if key not in result]
-    problems += [f"unexpected {key}" for key in result if key not in wanted]
+    check_state(model.name, source, result, wanted)
+    return result
+
+
+def check_state(name: str, source: str, state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` that names what is missing, left over or of another shape in ``state``."""
+    problems = [f"missing {key}" for key in wanted if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in wanted]
     problems += [
-        f"{key} has shape {tuple(result[key].shape)}, expected {tuple(wanted[key].shape)}"
+        f"{key} has shape {tuple(state[key].shape)}, expected {tuple(wanted[key].shape)}"
         for key in wanted
-        if key in result and result[key].shape != wanted[key].shape
+        if key in state and state[key].shape != wanted[key].shape
     ]
     if problems:
         shown = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise ValueError(f"{model.name}: {source} does not fit the backbone: {shown}")
-    return result
+        raise ValueError(f"{name}: {source} does not fit the backbone: {shown}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -101,13 +102,13 @@ def create_model(
         num_classes: Length of the logits.
         clip_length: Frames per clip; a multiple of ``temporal_stride``.
         temporal_stride: Frames that the stem joins into one step; ``None`` for the architecture's own (4, and
-            1 for ``*_tiny``, whose stem must be blind to motion).
+            1 for ``*_tiny``, whose stem must be blind to motion). Networks called ``ptv_*`` have none.
         pretrained: ``True`` loads timm's ImageNet weights into the backbone (downloaded once); a path loads a
             local ``.safetensors`` or ``.pth`` file of a 2D network instead. The classifier and the filter
-            blocks stay fresh.
+            blocks stay fresh. ``ptv_*``: PyTorchVideo's Kinetics-400 weights, or a local copy of them.
         overrides: Plain data: ``layers``, ``widths`` (ResNet), ``embed_dim``, ``depths``, ``num_heads``,
             ``window_size``, ``image_size`` (Swin), ``dropout``, ``drop_path_rate``, and with temporal filters
-            ``kernel_size``, ``filter_groups``.
+            ``kernel_size``, ``filter_groups``. Those of ``ptv_*`` stand in :mod:`dtf.models.pytorchvideo`.
 
     Returns:
         A network (B, 3, clip_length, H, W) -> (B, num_classes) with the attributes ``name`` and
@@ -120,19 +121,19 @@ def create_model(
         OSError: The ImageNet weights could not be downloaded, or the file cannot be read.
     """
     entry = architecture(name)
-    allowed = ["num_classes", "clip_length", "temporal_stride", *entry.defaults]
+    allowed = ["num_classes", "clip_length", *entry.defaults]
+    if temporal_stride is not None:
+        overrides["temporal_stride"] = temporal_stride
     for key in overrides:
         if key not in allowed:
             raise ValueError(f"{name}: unknown argument {key!r}; {nearest(key, sorted(set(allowed)))}")
     arguments: dict[str, Any] = {**entry.defaults, "num_classes": num_classes, "clip_length": clip_length}
-    if temporal_stride is not None:
-        arguments["temporal_stride"] = temporal_stride
     arguments.update(overrides)
     arguments = {key: plain(name, key, value) for key, value in arguments.items()}
     problems = [_problem(key, value, entry.defaults[key]) for key, value in arguments.items()]
     if any(problems):
         raise ValueError(f"{name}: {'; '.join(filter(None, problems))}")
-    if arguments["clip_length"] % arguments["temporal_stride"]:
+    if arguments["clip_length"] % arguments.get("temporal_stride", 1):
         raise ValueError(
             f"{name}: clip_length must be a multiple of temporal_stride, got {arguments['clip_length']} and "
             f"{arguments['temporal_stride']}"
@@ -141,9 +142,7 @@ def create_model(
     model.name = name
     model.arguments = arguments
     if pretrained is not False:
-        from dtf.models.pretrained import load_imagenet
-
-        load_imagenet(model, entry.imagenet if pretrained is True else None, pretrained)
+        model.load_pretrained(pretrained, entry.imagenet)
     return model
 
 
@@ -153,6 +152,10 @@ def _problem(key: str, value: Any, default: Any) -> str | None:
     def positive(number: Any) -> bool:
         return isinstance(number, int) and not isinstance(number, bool) and number >= 1
 
+    if key.endswith("_factor"):
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
+            return None
+        return f"{key} must be a positive number, got {value!r}"
     if isinstance(default, float):
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
             return None

@@ -57,13 +57,25 @@ def test_no_group_is_forgotten() -> None:
 
 @pytest.mark.parametrize("option", options("model"))
 def test_model(option: str) -> None:
-    small = {"resnet": ["model.depth=18"], "swin": ["data.crop_px=64", "model.embed_dim=24"]}
-    cfg = settings(f"model={option}", *small.get(option.split("_")[1], []))
+    small = {
+        "resnet": ["model.depth=18"],
+        "swin": ["data.crop_px=64", "model.embed_dim=24"],
+        "ptv_slow_r50": ["model.width=8"],
+        "ptv_slowfast_r50": ["model.width=8", "model.depth=18"],
+        "ptv_x3d_s": ["model.width_factor=1", "model.depth_factor=0.5"],
+        "ptv_x3d_m": ["model.width_factor=1", "model.depth_factor=0.5"],
+        "ptv_csn_r101": ["model.width=8", "model.depth=50"],
+        "ptv_r2plus1d_r50": ["model.width=8"],
+        "ptv_mvit_b": ["data.crop_px=64", "model.embed_dim=16", "model.depths=[1,1]"],
+    }
+    cfg = settings(f"model={option}", *small.get(option, small.get(option.split("_")[1], [])))
     network = build.build_network(cfg.model, Sizes())  # type: ignore[arg-type]
     assert network.name.startswith(option)
     assert network.arguments["num_classes"] == 3
     assert network.arguments["clip_length"] == 8
-    if "swin" in option:
+    if "depth" in cfg.model and option.startswith("ptv"):
+        assert network.arguments["depth"] == (cfg.model.depth or 50)
+    if "swin" in option or "mvit" in option:
         assert network.arguments["image_size"] == 64
     with torch.no_grad():
         assert network.eval()(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)

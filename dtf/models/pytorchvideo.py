@@ -1,0 +1,411 @@
+"""Baselines: networks of PyTorchVideo's zoo, made by its own constructors, as networks of this package.
+
+What this adds to a network of PyTorchVideo: it takes one video tensor (SlowFast's slow frames are picked
+here), gives logits (R(2+1)D and X3D end in a softmax as they come) and averages over whatever map its clip
+leaves, where the originals pool windows of one fixed clip. At the clip that each was published for it is the
+same function. Two more differences: X3D uses torch's SiLU for PyTorchVideo's own Swish, the same function,
+which exports and compiles; MViT drops paths in training as its paper does (0.2), while the constructor's
+default is none.
+
+Sources: PyTorchVideo 0.1.5 (Fan et al., arXiv 2111.09887). Slow, SlowFast: Feichtenhofer et al., arXiv
+1812.03982. X3D: Feichtenhofer, arXiv 2004.04730. CSN: Tran et al., arXiv 1904.02811. R(2+1)D: Tran et al.,
+arXiv 1711.11248. MViT: Fan et al., arXiv 2104.11227.
+
+PyTorchVideo is imported by the first of these networks that is built, and not before.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor, nn
+
+from dtf.models.network import VideoNetwork
+from dtf.models.pretrained import check_state, read_state_dict
+from dtf.models.registry import register_model
+
+log = logging.getLogger(__name__)
+
+# Registered name -> module and key of PyTorchVideo's table of published weights.
+_PUBLISHED = {
+    "ptv_slow_r50": ("resnet", "slow_r50"),
+    "ptv_slowfast_r50": ("slowfast", "slowfast_r50"),
+    "ptv_x3d_s": ("x3d", "x3d_s"),
+    "ptv_x3d_m": ("x3d", "x3d_m"),
+    "ptv_csn_r101": ("csn", "csn_r101"),
+    "ptv_r2plus1d_r50": ("r2plus1d", "r2plus1d_r50"),
+    "ptv_mvit_b": ("vision_transformers", "mvit_base_16x4"),
+}
+# MViT: frames and pixels per position of its tables.
+_PATCH = (2, 4)
+
+
+class PyTorchVideoNetwork(VideoNetwork):
+    """A network of PyTorchVideo that takes whole clips.
+
+    Args:
+        backbone: Takes (B, 3, T, H, W), or a list of such clips with ``slow_frames``; gives (B, num_classes).
+        clip_length: Frames per clip.
+        slow_frames: Frames of the clip that the first of two pathways sees; the second sees all.
+        image_size: (H, W) where the network accepts only one size.
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        clip_length: int,
+        slow_frames: Sequence[int] | None = None,
+        image_size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(backbone, clip_length, temporal_stride=1, image_size=image_size)
+        self.slow_frames = slow_frames
+        self.warned = False
+
+    def forward(self, video: Tensor) -> Tensor:
+        """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).
+
+        Raises:
+            ValueError: As :meth:`VideoNetwork.forward`.
+        """
+        self.check(video)
+        if video.device.type != "cpu":
+            return self._run(video)
+        # Measured on CPU: a step of training takes 0.5 (CSN, R(2+1)D) to 0.9 (Slow) of the time.
+        video = video.contiguous(memory_format=torch.channels_last_3d)
+        bfloat16 = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        if not (bfloat16 and torch.is_grad_enabled()):
+            return self._run(video)
+        # torch 2.15 with oneDNN 3.13: the weight gradient of a bfloat16 convolution whose kernel is longer
+        # than its T > 1 frames is whatever was in memory. Clips that a CPU can train on come to that.
+        if not self.warned:
+            log.warning("%s trains in float32: on a CPU, bfloat16 gradients over time are wrong", self.name)
+            self.warned = True
+        with torch.autocast("cpu", enabled=False):
+            return self._run(video.float())
+
+    def _run(self, video: Tensor) -> Tensor:
+        if self.slow_frames is None:
+            return self.backbone(video)
+        slow = torch.stack([video[:, :, index] for index in self.slow_frames], dim=2)
+        # A new list for every call: the network writes its own features into it.
+        return self.backbone([slow, video])
+
+    @property
+    def classifier(self) -> str:
+        """Name of the last linear layer within the backbone."""
+        blocks = self.backbone.blocks
+        return "head.proj" if hasattr(self.backbone, "head") else f"blocks.{len(blocks) - 1}.proj"
+
+    def load_pretrained(self, pretrained: bool | str | os.PathLike[str], imagenet: str | None) -> None:
+        """Loads Kinetics-400 weights as PyTorchVideo publishes them; nothing of the file is executed.
+
+        The classifier stays fresh where the file's has another number of classes; all else has to fit.
+
+        Args:
+            pretrained: ``True`` downloads PyTorchVideo's weights into ``torch.hub``'s folder, once; a path is
+                a local copy: a state dict, alone or under ``model_state``.
+            imagenet: Unused: there are no ImageNet weights.
+
+        Raises:
+            ValueError: The file is no such file, or its weights do not fit (each misfit is named).
+            OSError: The download failed, or the file cannot be read.
+        """
+        source = _download(self.name, self.clip_length) if pretrained is True else Path(str(pretrained))
+        state = read_state_dict(source)
+        wanted = self.backbone.state_dict()
+        classifier = [f"{self.classifier}.{part}" for part in ("weight", "bias")]
+        classes = state.get(classifier[1])
+        fresh = classes is not None and classes.shape != wanted[classifier[1]].shape
+        if fresh:
+            for key in classifier:
+                state[key] = wanted[key]
+        check_state(self.name, str(source), state, wanted)
+        self.backbone.load_state_dict(state)
+        log.info("%s: %d tensors from %s", self.name, len(state), source)
+        if classes is not None and fresh:
+            log.info(
+                "%s: the weights are those of %d classes; the classifier of %d starts fresh",
+                self.name,
+                len(classes),
+                len(wanted[classifier[1]]),
+            )
+
+
+def _download(name: str, clip_length: int) -> Path:
+    """Returns PyTorchVideo's published weights of a network, downloaded unless they are there."""
+    if name not in _PUBLISHED:
+        raise ValueError(
+            f"{name}: there are no published weights for it; use pretrained=False or a local file"
+        )
+    module, key = _PUBLISHED[name]
+    if name == "ptv_mvit_b" and clip_length == 32:
+        key = "mvit_base_32x3"
+    url = _import(f"pytorchvideo.models.hub.{module}").checkpoint_paths[key]
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / os.path.basename(urlsplit(url).path)
+    if path.is_file():
+        return path
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        log.info("%s: downloading %s", name, url)
+        # Written under another name first: a broken download leaves no file that looks whole.
+        torch.hub.download_url_to_file(url, str(path), progress=False)
+    except OSError as error:
+        raise OSError(
+            f"{name}: could not get {url}: {error}\nTrain from scratch with pretrained=False, or give a "
+            "local copy: pretrained=PATH"
+        ) from error
+    return path
+
+
+def _import(name: str) -> Any:
+    """Imports a module of PyTorchVideo."""
+    try:
+        with warnings.catch_warnings():
+            # It scripts a few functions on import; newer versions of torch call that deprecated.
+            warnings.simplefilter("ignore", FutureWarning)
+            warnings.simplefilter("ignore", DeprecationWarning)
+            return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(
+            f"networks called ptv_* come from PyTorchVideo: pip install pytorchvideo ({error})"
+        ) from error
+
+
+def _check_depth(depth: int, allowed: Sequence[int]) -> None:
+    if depth not in allowed:
+        raise ValueError(f"depth must be one of {', '.join(map(str, allowed))}, got {depth}")
+
+
+# Pooling over the whole map: what a fixed window does at the clip that it was made for.
+_POOL: dict[str, Any] = {
+    "head_pool": nn.AdaptiveAvgPool3d,
+    "head_output_size": (1, 1, 1),
+    "head_activation": None,
+}
+
+
+@register_model("ptv_slow_r50", fixed={})
+def slow(
+    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.5
+) -> PyTorchVideoNetwork:
+    """Builds SlowFast's slow pathway alone: a ResNet with temporal kernels in its last two stages.
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames per clip; any (published: 8).
+        depth: Layers: 50, 101 or 152.
+        width: Channels of the stem; every stage scales with it.
+        dropout: Probability before the classifier.
+    """
+    _check_depth(depth, (50, 101, 152))
+    backbone = _import("pytorchvideo.models.resnet").create_resnet(
+        model_depth=depth,
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        stem_dim_out=width,
+        stem_conv_kernel_size=(1, 7, 7),
+        **_POOL,
+    )
+    return PyTorchVideoNetwork(backbone, clip_length)
+
+
+@register_model("ptv_slowfast_r50", fixed={})
+def slowfast(
+    *,
+    num_classes: int = 400,
+    clip_length: int = 16,
+    depth: int = 50,
+    width: int = 64,
+    alpha: int = 4,
+    beta_inverse: int = 8,
+    dropout: float = 0.5,
+) -> PyTorchVideoNetwork:
+    """Builds SlowFast: a slow pathway of few frames and a fast one of few channels.
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames of the fast pathway, a multiple of ``alpha`` (published: 32). The slow pathway
+            sees clip_length / alpha of them, spread evenly from the first to the last.
+        depth: Layers: 18 (one block per stage, as PyTorchVideo counts), 50, 101 or 152.
+        width: Channels of the slow pathway's stem, a multiple of ``beta_inverse``; every stage scales with
+            it.
+        alpha: Frames of the fast pathway per frame of the slow one.
+        beta_inverse: Channels of the slow pathway per channel of the fast one (1 / beta).
+        dropout: Probability before the classifier.
+    """
+    _check_depth(depth, (18, 50, 101, 152))
+    if clip_length % alpha:
+        raise ValueError(
+            "clip_length is that of the fast pathway and must be a multiple of "
+            f"alpha={alpha}, got {clip_length}"
+        )
+    if width % beta_inverse:
+        raise ValueError(f"width must be a multiple of beta_inverse={beta_inverse}, got {width}")
+    backbone = _import("pytorchvideo.models.slowfast").create_slowfast(
+        slowfast_channel_reduction_ratio=(beta_inverse,),
+        # As published: 7 frames for the 50-layer network, 5 for the deeper ones.
+        slowfast_fusion_conv_kernel_size=(7 if depth <= 50 else 5, 1, 1),
+        slowfast_fusion_conv_stride=(alpha, 1, 1),
+        model_depth=depth,
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        stem_dim_outs=(width, width // beta_inverse),
+        **{**_POOL, "head_output_size": ((1, 1, 1), (1, 1, 1))},
+    )
+    # The frames that the published weights were trained on. On the CPU, also where the network is built on
+    # another device: a rounding there must not choose another frame.
+    frames = torch.linspace(0, clip_length - 1, clip_length // alpha, device="cpu").long().tolist()
+    return PyTorchVideoNetwork(backbone, clip_length, slow_frames=frames)
+
+
+@register_model("ptv_x3d_tiny", fixed={}, width_factor=1.0, depth_factor=0.5, dropout=0.0)
+@register_model("ptv_x3d_s", fixed={})
+@register_model("ptv_x3d_m", fixed={})
+def x3d(
+    *,
+    num_classes: int = 400,
+    clip_length: int = 16,
+    width_factor: float = 2.0,
+    depth_factor: float = 2.2,
+    dropout: float = 0.5,
+) -> PyTorchVideoNetwork:
+    """Builds X3D: channelwise convolutions with squeeze-excitation.
+
+    X3D-S and X3D-M are one network; they differ in the clip that they were published for (13 frames of 160
+    pixels, 16 of 224), and so in their weights. ``ptv_x3d_tiny`` is ours: X3D in pocket size, for small
+    frames and for CPUs, as ``dtf_tiny`` is; there are no weights of it.
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames per clip; any.
+        width_factor: Channels, as a multiple of X3D's 12, 24, 48, 96 (rounded to multiples of 8).
+        depth_factor: Blocks per stage, as a multiple of 1, 2, 5, 3 (rounded up).
+        dropout: Probability before the classifier.
+    """
+    backbone = _import("pytorchvideo.models.x3d").create_x3d(
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        width_factor=width_factor,
+        depth_factor=depth_factor,
+        inner_act=nn.SiLU,
+        head_activation=None,
+    )
+    # The constructor has no word for it: its clip and crop size only make up a fixed window.
+    backbone.blocks[-1].pool.pool = nn.AdaptiveAvgPool3d(1)
+    return PyTorchVideoNetwork(backbone, clip_length)
+
+
+@register_model("ptv_csn_r101", fixed={}, depth=101)
+def csn(
+    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.0
+) -> PyTorchVideoNetwork:
+    """Builds a channel-separated network (ir-CSN): a ResNet whose 3x3x3 convolutions are channelwise.
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames per clip; any (published: 32).
+        depth: Layers: 50, 101 or 152.
+        width: Channels of the stem; every stage scales with it.
+        dropout: Probability before the classifier.
+    """
+    _check_depth(depth, (50, 101, 152))
+    backbone = _import("pytorchvideo.models.csn").create_csn(
+        model_depth=depth,
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        stem_dim_out=width,
+        stem_pool=nn.MaxPool3d,
+        **_POOL,
+    )
+    return PyTorchVideoNetwork(backbone, clip_length)
+
+
+@register_model("ptv_r2plus1d_r50", fixed={})
+def r2plus1d(
+    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.5
+) -> PyTorchVideoNetwork:
+    """Builds R(2+1)D: a ResNet whose 3x3x3 convolutions are split into space, then time.
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames per clip; any (published: 16).
+        depth: Layers: 50, 101 or 152.
+        width: Channels of the stem; every stage scales with it.
+        dropout: Probability before the classifier.
+    """
+    _check_depth(depth, (50, 101, 152))
+    backbone = _import("pytorchvideo.models.r2plus1d").create_r2plus1d(
+        model_depth=depth,
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        stem_dim_out=width,
+        **_POOL,
+    )
+    return PyTorchVideoNetwork(backbone, clip_length)
+
+
+@register_model("ptv_mvit_b", fixed={})
+def mvit(
+    *,
+    num_classes: int = 400,
+    clip_length: int = 16,
+    image_size: int | Sequence[int] = 224,
+    embed_dim: int = 96,
+    depths: Sequence[int] = (1, 2, 11, 2),
+    num_heads: int = 1,
+    dropout: float = 0.5,
+    drop_path_rate: float = 0.2,
+) -> PyTorchVideoNetwork:
+    """Builds a multiscale vision transformer (MViTv1).
+
+    Args:
+        num_classes: Length of the logits.
+        clip_length: Frames per clip; even (published: 16 and 32). Weights of one length do not fit another.
+        image_size: Side, or (height, width), of the frames in pixels; multiples of 4.
+        embed_dim: Channels of the first stage, a multiple of ``num_heads``; doubled by each later stage.
+        depths: Blocks per stage; each stage halves height and width of the one before.
+        num_heads: Attention heads of the first stage; doubled by each later stage.
+        dropout: Probability before the classifier.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    frames, pixels = _PATCH
+    if clip_length % frames:
+        raise ValueError(f"clip_length must be even: a patch holds {frames} frames; got {clip_length}")
+    if height % pixels or width % pixels:
+        raise ValueError(f"image_size must be multiples of {pixels} pixels, got {image_size}")
+    if embed_dim % num_heads or embed_dim < 8:
+        raise ValueError(
+            f"embed_dim must be a multiple of num_heads={num_heads} and at least 8, got {embed_dim}"
+        )
+    starts = [sum(depths[:stage]) for stage in range(1, len(depths))]
+    module = _import("pytorchvideo.models.vision_transformers")
+    device = torch.get_default_device()
+    # The constructor computes its sizes and rates with tensors: not on the meta device.
+    with torch.device("cpu"):
+        backbone = module.create_multiscale_vision_transformers(
+            spatial_size=(height, width),
+            temporal_size=clip_length,
+            depth=sum(depths),
+            patch_embed_dim=embed_dim,
+            num_heads=num_heads,
+            embed_dim_mul=[[start, 2.0] for start in starts],
+            atten_head_mul=[[start, 2.0] for start in starts],
+            pool_q_stride_size=[[start, 1, 2, 2] for start in starts],
+            pool_kv_stride_adaptive=[1, 8, 8],
+            pool_kvq_kernel=[3, 3, 3],
+            droppath_rate_block=drop_path_rate,
+            head_dropout_rate=dropout,
+            head_activation=None,
+            head_num_classes=num_classes,
+        )
+    return PyTorchVideoNetwork(backbone.to(device), clip_length, image_size=(height, width))
