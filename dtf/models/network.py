@@ -7,7 +7,7 @@ Letters: B clips, s frames per temporal step, T = clip_length / s steps, H x W p
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -17,11 +17,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 
-def _recomputed(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+def recomputed(block: nn.Module, run: Callable[..., Any], *inputs: Any) -> Any:
+    """Calls ``run(*inputs)``, which runs ``block``, and keeps its inputs alone for the backward pass."""
     if torch.compiler.is_compiling():
         # The compiler recomputes values, not side effects, and takes no contexts.
-        return checkpoint(block, x, use_reentrant=False)
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (nullcontext(), _Untracked(block)))
+        return checkpoint(run, *inputs, use_reentrant=False)
+    contexts = lambda: (nullcontext(), _Untracked(block))  # noqa: E731
+    return checkpoint(run, *inputs, use_reentrant=False, context_fn=contexts)
 
 
 class _Untracked:
@@ -100,7 +102,7 @@ class VideoNetwork(nn.Module):
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return self.backbone.forward_features(frames)
         for module, is_block in self.sequence():
-            frames = _recomputed(module, frames) if is_block else module(frames)
+            frames = recomputed(module, module, frames) if is_block else module(frames)
         return frames
 
     def fold(self, video: torch.Tensor) -> torch.Tensor:

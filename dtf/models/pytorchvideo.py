@@ -21,6 +21,7 @@ import logging
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,7 +29,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor, nn
 
-from dtf.models.network import VideoNetwork
+from dtf.models.network import VideoNetwork, recomputed
 from dtf.models.pretrained import check_state, read_state_dict
 from dtf.models.registry import register_model
 
@@ -98,6 +99,16 @@ class PyTorchVideoNetwork(VideoNetwork):
         # A new list for every call: the network writes its own features into it.
         return self.backbone([slow, video])
 
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """As :meth:`VideoNetwork.set_grad_checkpointing`, for every residual and transformer block."""
+        self.grad_checkpointing = enable
+        for block in self.modules():
+            if type(block).__name__ in ("ResBlock", "MultiScaleBlock"):
+                # In the block's own place: what calls it is PyTorchVideo's, and differs between the networks.
+                block.__dict__.pop("forward", None)
+                if enable:
+                    block.forward = partial(_run_block, block)
+
     @property
     def classifier(self) -> str:
         """Name of the last linear layer within the backbone."""
@@ -137,6 +148,13 @@ class PyTorchVideoNetwork(VideoNetwork):
                 len(classes),
                 len(wanted[classifier[1]]),
             )
+
+
+def _run_block(block: nn.Module, *inputs: Any) -> Any:
+    run = partial(type(block).forward, block)
+    if block.training and torch.is_grad_enabled():
+        return recomputed(block, run, *inputs)
+    return run(*inputs)
 
 
 def _download(name: str, clip_length: int) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -183,6 +184,30 @@ def test_gradients_on_a_cpu_are_right_under_bfloat16(caplog):
     assert [r.getMessage() for r in caplog.records] == [
         "ptv_slowfast_r50 trains in float32: on a CPU, bfloat16 gradients over time are wrong"
     ] * 2  # of two networks, each once
+
+
+@pytest.mark.parametrize("name", ["ptv_csn_r101", "ptv_slowfast_r50", "ptv_x3d_tiny", "ptv_mvit_b"])
+def test_gradient_checkpointing(name):
+    plain = small(name, **({"drop_path_rate": 0.5} if "mvit" in name else {}), dropout=0.3)
+    awaken(plain)
+    checkpointed, off = copy.deepcopy(plain), copy.deepcopy(plain)
+    checkpointed.set_grad_checkpointing()
+    checkpointed = copy.deepcopy(checkpointed)  # as averaged weights are made
+    off.set_grad_checkpointing()
+    off.set_grad_checkpointing(False)
+    results, calls = [], []
+    for network in (plain, checkpointed, off):
+        inner = network.backbone.blocks[1 if "mvit" in name else 2]
+        inner = next(m for m in inner.modules() if isinstance(m, nn.LayerNorm | nn.BatchNorm3d))
+        count: list[int] = []
+        inner.register_forward_pre_hook(lambda *args, count=count: count.append(1))
+        torch.manual_seed(1)
+        network(torch.randn(2, 3, 8, 32, 32)).square().sum().backward()
+        calls.append(len(count))
+        results.append(({n: p.grad for n, p in network.named_parameters()}, network.state_dict()))
+    assert calls == [1, 2, 1]
+    torch.testing.assert_close(results[1], results[0], rtol=0, atol=0)
+    torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["ptv_slowfast_r50", "ptv_mvit_b"])
