@@ -173,6 +173,14 @@ def test_stored_settings_apply_unless_given() -> None:
     assert cfg.sampling.test.scheme == "dense"
 
 
+def test_settings_that_are_null_here_may_be_mappings() -> None:
+    """Such as data.augment.rand_augment; what goes with the batch size of training does not come along."""
+    cfg = config(augment={"erase": None}, repeats=1)
+    apply_stored(cfg, {"name": "folder", "augment": {"erase": {"probability": 0.5}}, "repeats": 3}, [])
+    assert cfg.augment.erase == {"probability": 0.5}
+    assert cfg.repeats == 1
+
+
 def test_for_another_data_set_only_the_clip_settings_count() -> None:
     cfg = config(name="k400")
     apply_stored(cfg, {"name": "folder", "crop_px": 112, "class_names": ["a"]}, [])
@@ -198,7 +206,8 @@ def test_hostile_settings(tmp_path: Path) -> None:
     from omegaconf import OmegaConf
 
     assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(config(), resolve=True)
-    for value in ("${oc.env:HOME}", ["${oc.env:HOME}"], [{"_target_": "os.system"}]):
+    hostile = {"_target_": "os.system", "command": "true"}
+    for value in ("${oc.env:HOME}", ["${oc.env:HOME}"], [hostile], hostile, {"n": hostile}, {"n": "${seed}"}):
         with pytest.raises(ValueError, match="not a "):
             apply_stored(config(), {"name": "folder", "class_names": value}, [])
 

@@ -22,7 +22,7 @@ CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "samplin
 """What decides how a network sees a video: right for every data set that it is evaluated on."""
 
 _LOCAL_KEYS = (
-    *("batch_size", "num_workers", "seed", "test_views"),
+    *("batch_size", "repeats", "num_workers", "seed", "test_views"),
     *("max_bad_fraction", "max_read_seconds", "decoder"),
 )
 
@@ -76,11 +76,11 @@ def apply_stored(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collecti
             path = f"{prefix}.{key}"
             if not isinstance(key, str) or key.startswith("_") or key not in node or path in given:
                 continue
-            _check_plain(path, value)
             child = None if OmegaConf.is_missing(node, key) else node[key]
             if isinstance(child, DictConfig) and isinstance(value, Mapping):
                 merge(child, value, path)
             elif isinstance(value, Mapping) == isinstance(child, DictConfig) or child is None:
+                _check_plain(path, value)
                 before = plain(OmegaConf.create({key: child}))[key]
                 if before != value:
                     changed.append(f"{path}={value}")
@@ -103,6 +103,11 @@ def _check_plain(path: str, value: Any) -> None:
     """Refuse references and nested classes in what a file says."""
     if isinstance(value, str) and "${" in value:
         raise ValueError(f"the checkpoint's {path} is not a plain value: {value!r}")
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if not isinstance(key, str) or key.startswith("_"):
+                raise ValueError(f"the checkpoint's {path} is not a mapping of plain values: {key!r}")
+            _check_plain(f"{path}.{key}", item)
     if isinstance(value, (list, tuple)):
         for item in value:
             if isinstance(item, Mapping):
