@@ -16,12 +16,15 @@ def main(cfg: DictConfig) -> dict[str, float]:
     """Train, keep the best and the last checkpoint, test the best one.
 
     Returns:
-        The last metrics of training and those of the test ("test/top1", ...).
+        The last metrics of training, the best one of those by which the checkpoint was chosen
+        ("val/top1_best"), those of the test ("test/top1", ...). results.json keeps them.
     """
     import logging
+    import math
 
     import torch
     from omegaconf import OmegaConf
+    from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
@@ -39,7 +42,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     done = resume.finished(folder, config)
     if done is not None and not cfg.find_lr:
         log.info("%s is finished (test top-1 %.2f%%): nothing to do", folder, 100 * done["top1"])
-        return {"test/top1": done["top1"], "test/top5": done["top5"], "test/loss": done["loss"]}
+        return done["metrics"]
 
     data = build.build_data(cfg.data)
     test_stage = "test" if data.splits["test"] else "val"
@@ -73,10 +76,12 @@ def main(cfg: DictConfig) -> dict[str, float]:
     )
     if isinstance(model, LearningRateSearch):
         return find_lr(model, data, cfg, folder)
+    timer = Timer()
     callbacks = [
         *build.build_averages(config, network),
         *build.build_callbacks(cfg.callbacks),
         BrokenVideos(data.max_bad_fraction, folder),
+        timer,
     ]
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
@@ -92,6 +97,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
             log_start(loggers, config, about)
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+                metrics[f"{callback.monitor}_best"] = float(callback.best_model_score)
         # There is no best one where no epoch was validated.
         best = folder / "checkpoints" / "best.ckpt"
         tested = best if best.is_file() else last
@@ -103,7 +111,12 @@ def main(cfg: DictConfig) -> dict[str, float]:
         save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})
         title = f"{network.name} on {data.name}"
         evaluation = model.evaluations[test_stage]
-        found = report.write_all(folder, evaluation, data, test_stage, title, {"config": config})
+        figures = {
+            "seconds": timer.time_elapsed("train"),
+            "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
+            "config": config,
+        }
+        found = report.write_all(folder, evaluation, data, test_stage, title, figures)
         report.print_results(
             f"{title}, {test_stage} split, {tested.stem} checkpoint",
             found,

@@ -187,16 +187,6 @@ def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_pa
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_sweep_runs_each_choice_in_its_own_folder(command, tiny_data: list[str], tmp_path: Path) -> None:
-    done = command("train.py", "-m", "model=dtf_tiny,c2d_tiny", *tiny_data, *STEP, f"output={tmp_path}/sweep")
-    assert done.code == 0, done.err
-    folders = sorted(p for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert [f.name for f in folders] == ["model-c2d_tiny", "model-dtf_tiny"]
-    for folder in folders:
-        assert load_checkpoint(folder / "checkpoints" / "best.ckpt").model["name"] == folder.name[6:]
-        assert (folder / "results.json").exists()
-
-
 def test_loggers_write(command, tiny_data: list[str], tmp_path: Path, monkeypatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

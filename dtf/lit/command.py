@@ -3,7 +3,8 @@
 `command("train")` turns a function of a config into a Hydra program. Beyond `hydra.main` it
 * answers a wrong setting with one line that names the nearest right one,
 * shows a user's mistake as `error: ...` with exit code 1, without a trace (HYDRA_FULL_ERROR=1 shows it),
-* decides the output folder once for all processes of a run.
+* decides the output folder once for all processes of a run,
+* gives each run of a sweep (`-m`) a process of its own: whatever becomes of it, the others go on.
 """
 
 from __future__ import annotations
@@ -11,13 +12,19 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import json
+import logging
 import os
 import re
+import signal
+import subprocess
 import sys
+import threading
+import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +32,14 @@ import hydra
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import (
     HydraException,
     InstantiationException,
     MissingConfigException,
     OverrideParseException,
 )
+from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
@@ -42,7 +51,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 RUN_FOLDER = "DTF_RUN_FOLDER"
 """Environment variable by which the first process tells the ones that it starts where the run lies."""
+SWEEP_FOLDER = "DTF_SWEEP_FOLDER"
+"""Environment variable by which a sweep tells its runs where it lies."""
+SWEEP_PROCESS = "DTF_SWEEP_PROCESS"
+"""Environment variable by which a sweep tells its runs whom they must not outlive."""
+FAILURE = "failure.txt"
+"""In the folder of a run that failed: the reason in the first line, then the trace."""
+RESULTS = "results.json"
+"""In the folder of a run that is finished."""
 
+log = logging.getLogger(__name__)
 Prepare = Callable[[list[str]], list[str]]
 
 
@@ -63,21 +81,22 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
-        conf = Path(inspect.getfile(function)).resolve().parent / "conf"
+        script = Path(inspect.getfile(function)).resolve()
+        conf = script.parent / "conf"
 
         @functools.wraps(function)
         def task(cfg: DictConfig) -> Any:
-            with _as_single_run(full_error):
-                if HydraConfig.get().mode == RunMode.MULTIRUN:
-                    # Hydra goes on with the other runs of the sweep and passes the error on at the end.
-                    return function(cfg)
-                with one_line_errors(conf):
-                    return function(cfg)
+            if HydraConfig.get().mode == RunMode.MULTIRUN:
+                return _run_of_sweep(script, cfg, full_error)
+            with _environment_of_run(full_error), one_line_errors(conf), _recorded(conf):
+                return function(cfg)
 
         full_error = os.environ.get(FULL_ERROR)
 
         @functools.wraps(function)
         def main() -> None:
+            _end_with_sweep()
+            SweepFolder.started = None
             with one_line_errors(conf):
                 # Hydra then passes exceptions on instead of printing them itself.
                 os.environ[FULL_ERROR] = "1"
@@ -85,9 +104,10 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                     # Help needs no preparation, which may have to read files and import much.
                     if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
                         arguments = _share_folder(sys.argv[1:])
-                        sys.argv[1:] = prepare(arguments) if prepare else arguments
-                    _register_resolvers()
-                    hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
+                        arguments = prepare(arguments) if prepare else arguments
+                        sys.argv[1:] = _say_what_is_swept(arguments)
+                    with _summary():
+                        hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
                 finally:
                     _restore(FULL_ERROR, full_error)
 
@@ -249,16 +269,152 @@ def _known_settings(conf: Path, wrong: str) -> list[str]:
     return siblings if difflib.get_close_matches(wrong, siblings, cutoff=0.5) else known
 
 
+# ------------------------------------------------------------------------------------------------ sweeps
+
+
+class SweepFolder(Callback):
+    """Hydra callback by which `command` learns where the sweep lies that it has started.
+
+    Attributes:
+        started: the folder of this process's sweep, None before there is one.
+    """
+
+    started: Path | None = None
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Remember the folder."""
+        SweepFolder.started = Path(config.hydra.sweep.dir).resolve()
+
+
+def failure(folder: Path) -> str | None:
+    """Why the run in `folder` failed, in one line; None where it did not."""
+    path = folder / FAILURE
+    return path.read_text("utf-8", "replace").partition("\n")[0] if path.is_file() else None
+
+
+@contextmanager
+def _recorded(conf: Path) -> Iterator[None]:
+    """Leave the reason of a failure in the run's folder, for the summary of a sweep."""
+    folder = run_folder()
+    if is_first_process():
+        (folder / FAILURE).unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        text = explain(error, conf) or f"{type(error).__name__}: {error}"
+        _record(folder, text, traceback.format_exc())
+        raise
+
+
+def _record(folder: Path, reason: str, trace: str) -> None:
+    # A full disk may be what is wrong; the error itself is shown in any case.
+    with suppress(OSError):
+        partial = folder / f".{FAILURE}.{os.getpid()}.part"
+        partial.write_text(f"{' '.join(reason.split())}\n\n{trace}", "utf-8", "backslashreplace")
+        os.replace(partial, folder / FAILURE)
+
+
+def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict[str, float] | None:
+    """One run of a sweep, in a process of its own: no crash, kill or leak of it reaches the others.
+
+    Returns:
+        Its metrics; None where it failed, which is told by its folder.
+    """
+    from dtf.lit import resume
+
+    hydra_config = HydraConfig.get()
+    folder = Path(hydra_config.runtime.output_dir).resolve()
+    results = folder / RESULTS
+    if results.is_file():
+        config = plain(cfg)
+        done = resume.finished(folder, config)
+        if done is not None and not config.get("find_lr"):
+            log.info("%s is finished: nothing to do", folder.name)
+            return done["metrics"]
+    if is_first_process():
+        (folder / FAILURE).unlink(missing_ok=True)
+    overrides = [o for o in hydra_config.overrides.task if not o.startswith("output=")]
+    environment = {k: v for k, v in os.environ.items() if k not in (RUN_FOLDER, FULL_ERROR)}
+    if full_error is not None:
+        environment[FULL_ERROR] = full_error
+    environment |= {SWEEP_FOLDER: str(folder.parent), SWEEP_PROCESS: str(os.getpid())}
+    with subprocess.Popen(
+        [sys.executable, str(script), *overrides, f"output={quoted(folder)}"], env=environment
+    ) as process:
+        try:
+            code = process.wait()
+        except BaseException:
+            # Ctrl-C reaches both, but they may have been started in another way.
+            process.terminate()
+            raise
+    if code == 0:
+        return json.loads(results.read_text()).get("metrics", {}) if results.is_file() else {}
+    if failure(folder) is None:
+        ended = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+        _record(folder, f"its process {ended}", "")
+    log.error("%s failed: %s", folder.name, failure(folder))
+    return None
+
+
+def _end_with_sweep() -> None:
+    """End this run when its sweep is killed: two processes must never train in one folder."""
+    sweep = int(os.environ.pop(SWEEP_PROCESS, "0"))
+
+    def watch() -> None:
+        while os.getppid() == sweep:
+            time.sleep(0.2)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if sweep:
+        threading.Thread(target=watch, name="sweep-watch", daemon=True).start()
+
+
+@contextmanager
+def _summary() -> Iterator[None]:
+    """Close a sweep with its summary, however it ends; exit code 1 where a run failed."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if SweepFolder.started is None:
+            raise
+        raise RunError("interrupted; the same command goes on where the sweep was left") from None
+    finally:
+        failed = 0
+        if SweepFolder.started is not None and is_first_process():
+            from dtf import sweep
+
+            failed = sweep.summarize(SweepFolder.started)
+    if failed:
+        raise RunError(f"{failed} run(s) of the sweep failed; the same command tries them again")
+
+
+def _say_what_is_swept(arguments: list[str]) -> list[str]:
+    """Tell the jobs of a sweep, which may run elsewhere, which settings are the same in all of them."""
+    if not {"-m", "--multirun"} & set(arguments):
+        return arguments
+    texts = [a for a in arguments if not a.startswith("-") and "=" in a]
+    overrides = OverridesParser.create().parse_overrides(texts)
+    fixed = ",".join(quoted(o.key_or_group) for o in overrides if not o.is_sweep_override())
+    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
+
+
+def quoted(text: object) -> str:
+    """A text as Hydra's command line takes it."""
+    escaped = str(text).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
 # ------------------------------------------------------------------------------- folders and processes
 
 
-def _register_resolvers() -> None:
-    OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+def _run_name(overrides: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> str:
+    """A folder name from what changes in a sweep: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`.
 
-
-def _run_name(overrides: Sequence[str] | None = None) -> str:
-    """A folder name from what changes in a sweep: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`."""
-    kept = [o for o in overrides or [] if o not in sys.argv[1:] and not o.startswith("hydra")]
+    Args:
+        overrides: of a run.
+        fixed: keys that are the same in all runs.
+    """
+    kept = [o for o in overrides or [] if o.split("=")[0].lstrip("+~") not in fixed]
     text = "__".join(re.sub(r"[^A-Za-z0-9_.]+", "-", o).strip("-.") for o in kept) or "default"
     if len(text) <= 120:
         return text
@@ -286,17 +442,13 @@ def _share_folder(arguments: list[str]) -> list[str]:
 
 
 @contextmanager
-def _as_single_run(full_error: str | None) -> Iterator[None]:
-    """Make the present run of a sweep look like a run of its own to the processes that it starts."""
-    argv, environment = list(sys.argv), dict(os.environ)
-    hydra_config = HydraConfig.get()
-    if hydra_config.mode == RunMode.MULTIRUN:
-        sys.argv[1:] = list(hydra_config.overrides.task)
+def _environment_of_run(full_error: str | None) -> Iterator[None]:
+    """What a run leaves in this process ends with it: another one may follow."""
+    environment = dict(os.environ)
     _restore(FULL_ERROR, full_error)
     try:
         yield
     finally:
-        sys.argv[:] = argv
         # The next run finds its own processes: the group of this one and where it met are of no use to it.
         distributed = sys.modules.get("torch.distributed")
         if distributed is not None and distributed.is_available() and distributed.is_initialized():
@@ -311,3 +463,13 @@ def _restore(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
+
+
+def _sweep_name() -> str | None:
+    """The folder name of the sweep that this run belongs to: its group in W&B."""
+    return os.path.basename(os.environ[SWEEP_FOLDER]) if SWEEP_FOLDER in os.environ else None
+
+
+# When this module is loaded: the jobs of a launcher compose their settings in processes of their own.
+OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
+OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)

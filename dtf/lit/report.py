@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.lit.command import RESULTS
 from dtf.lit.files import replacing
 from dtf.lit.scores import Evaluation
 
-RESULTS = "results.json"
 CLASSES_IN_TABLE = 20
 
 

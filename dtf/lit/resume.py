@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 
-from dtf.lit.command import RunError
+from dtf.lit.command import RESULTS, RunError, quoted
 
 if TYPE_CHECKING:
     from dtf.lit.checkpoint import Checkpoint
@@ -52,9 +52,8 @@ def expand(arguments: list[str]) -> list[str]:
         )
     overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("output=")]
     others = [a for a in arguments if not a.startswith(("resume=", "output="))]
-    quoted = str(folder).replace("\\", "\\\\").replace("'", "\\'")
     # All overrides in one piece, as argparse wants them; what is typed now comes last and wins.
-    return [*overrides, f"output='{quoted}'", *others]
+    return [*overrides, f"output={quoted(folder)}", *others]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -67,13 +66,19 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def is_free(key: str) -> bool:
+    """Whether a setting says where a run happens and what it shows, not what it computes."""
+    return _is_below(key, _FREE)
+
+
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     """The results of a run that is complete with these very settings, else None."""
-    path = folder / "results.json"
+    path = folder / RESULTS
     if not path.is_file():
         return None
     found = json.loads(path.read_text())
-    return None if changes(found["config"], config) else found
+    # eval.py leaves no config: its runs are short, and repeated.
+    return None if changes(found.get("config", {}), config) else found
 
 
 def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> list[str]:

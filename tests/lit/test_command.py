@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dtf.lit import command, resume
 from dtf.lit.command import RunError, explain, nearest, one_line_errors
@@ -96,10 +95,14 @@ def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatc
     assert command._share_folder([])[0] == "output=outputs/slurm-42"
 
 
-def test_a_sweep_names_folders_by_what_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b"])
-    name = command._run_name(["optim.lr=1e-3", "seed=1", "data.root=/a/b"])
-    assert name == "optim.lr-1e-3"
+def test_a_sweep_names_folders_by_what_changes() -> None:
+    arguments = ["-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b", "+betas=[0.9, 0.99]"]
+    fixed = OverridesParser.create().parse_overrides(command._say_what_is_swept(arguments)[-1:])[0].value()
+    assert fixed == ["seed", "data.root", "betas"]
+    # Hydra writes values in its own way: the list has lost its space.
+    run = ["optim.lr=1e-3", "seed=1", "data.root=/a/b", "+betas=[0.9,0.99]"]
+    assert command._run_name(run, fixed) == "optim.lr-1e-3"
+    assert command._say_what_is_swept(["seed=1"]) == ["seed=1"]
     assert "/" not in command._run_name(["data.root=/x/../y", "model='a b'"])
     long = [command._run_name([f"model={'x' * 200}{i}"]) for i in range(2)]
     assert len(set(long)) == 2
@@ -113,8 +116,6 @@ def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:
     saved.write_text("- model=c2d_tiny\n- output=elsewhere\n")
     found = resume.expand([f"resume={tmp_path}/a b'c", "trainer.max_epochs=9"])
     assert [found[0], found[2]] == ["model=c2d_tiny", "trainer.max_epochs=9"]
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
     (output,) = OverridesParser.create().parse_overrides([found[1]])
     assert str(output.value()) == f"{tmp_path}/a b'c"
     assert resume.expand(["seed=1"]) == ["seed=1"]

@@ -1,0 +1,418 @@
+"""The runs of a sweep side by side: a table, summary.csv and summary.png.
+
+    python -m dtf.sweep DIR
+
+`train.py -m` ends with it. DIR is the sweep's folder, or any folder of runs: whatever differs between them
+becomes a column. Everything is read from the runs' folders, so it also tells how far a sweep is that is still
+running elsewhere.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any, Literal
+
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
+from dtf.lit.files import replacing
+
+OBJECTIVE = "val/top1_best"
+ROWS_SHOWN = 40
+BARS_DRAWN = 60
+VALUES_AS_BARS = 8
+
+
+@dataclass
+class Run:
+    """What a run's folder says about it.
+
+    Attributes:
+        folder: of the run.
+        status: "finished"; "skipped": already when the sweep was last started; "failed"; "unfinished": still
+            running, or killed.
+        reason: of a failure, in one line.
+        results: of results.json.
+        overrides: setting -> value, as it was started.
+        earlier: whether its results or its failure were there when the sweep was last started.
+        settings: those that differ between the runs, filled in from the run's configuration.
+    """
+
+    folder: Path
+    status: Literal["finished", "skipped", "failed", "unfinished"]
+    reason: str
+    results: dict[str, Any]
+    overrides: dict[str, str]
+    earlier: bool = False
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def metric(self, name: str) -> float | None:
+        """A metric of results.json's "metrics"."""
+        return self.results.get("metrics", {}).get(name)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it has results."""
+        return self.status in ("finished", "skipped")
+
+
+def summarize(folder: Path) -> int:
+    """Write summary.csv and summary.png into a folder of runs and print the table.
+
+    Returns:
+        How many runs failed since the sweep was last started.
+    """
+    runs = read_runs(folder)
+    if not runs:
+        return 0
+    objective, sign = _objective(folder)
+    # By what a user may choose a run: its validation, never its test.
+    runs.sort(key=lambda run: _rank(run, objective, sign))
+    write_csv(folder / "summary.csv", runs, objective)
+    finished = [run for run in runs if run.is_finished]
+    if finished:
+        draw(folder / "summary.png", runs, objective, sign, folder.name)
+    print_table(folder, runs, objective)
+    return sum(run.status == "failed" and not run.earlier for run in runs)
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """All runs directly below a folder, by name."""
+    start = folder / "multirun.yaml"
+    # Written when the sweep starts, on the file system that the runs write to: no clocks to compare.
+    started = start.stat().st_mtime_ns if start.is_file() else 0
+    runs = [_read_run(path.parent.parent, started) for path in sorted(folder.glob("*/.hydra/overrides.yaml"))]
+    _fill_settings(runs)
+    return runs
+
+
+def _read_run(folder: Path, started: int) -> Run:
+    texts = [str(o) for o in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
+    pairs = [text.lstrip("+~").partition("=") for text in texts]
+    overrides = {key: value for key, _, value in pairs if key not in ("output", "resume")}
+    reason, results = failure(folder), folder / RESULTS
+    if reason is not None:
+        earlier = (folder / FAILURE).stat().st_mtime_ns < started
+        return Run(folder, "failed", reason, {}, overrides, earlier)
+    if not results.is_file():
+        return Run(folder, "unfinished", "", {}, overrides)
+    earlier = results.stat().st_mtime_ns < started
+    found = json.loads(results.read_text("utf-8"))
+    return Run(folder, "skipped" if earlier else "finished", "", found, overrides, earlier)
+
+
+def _fill_settings(runs: Sequence[Run]) -> None:
+    """Find what differs. A run that was started without a setting has its default."""
+    for key in dict.fromkeys(key for run in runs for key in run.overrides):
+        values = [run.overrides[key] if key in run.overrides else _default(run.folder, key) for run in runs]
+        if len(set(values)) > 1:
+            for run, value in zip(runs, values, strict=True):
+                run.settings[key] = value
+
+
+def _default(folder: Path, key: str) -> str:
+    hydra, config = (_load(folder / ".hydra" / name) for name in ("hydra.yaml", "config.yaml"))
+    choices = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
+    if key in choices:
+        return str(choices[key])
+    node: Any = config
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return "" if node is None else str(node)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A file of settings, {} where it is not there; references are left as they are."""
+    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _objective(folder: Path) -> tuple[str, int]:
+    """The metric that the sweep is about, and 1 where more of it is better, else -1."""
+    sweeper = _load(folder / "multirun.yaml").get("hydra", {}).get("sweeper", {})
+    return sweeper.get("objective", OBJECTIVE), -1 if sweeper.get("direction") == "minimize" else 1
+
+
+def _score(run: Run, objective: str) -> float | None:
+    """The objective; the result itself where there is none, as in a sweep over eval.py."""
+    value = run.metric(objective)
+    return run.results.get("top1") if value is None else value
+
+
+def _rank(run: Run, objective: str, sign: int) -> tuple[int, float, str]:
+    score = _score(run, objective)
+    group = {"finished": 0, "skipped": 0, "failed": 1, "unfinished": 2}[run.status]
+    return group, float("inf") if score is None else -sign * score, run.folder.name
+
+
+# ------------------------------------------------------------------------------------------------- table
+
+
+def write_csv(path: Path, runs: Sequence[Run], objective: str) -> None:
+    """One row per run: folder, settings, status, figures (shares in 0..1, seconds of training), reason."""
+    keys = list(runs[0].settings)
+    with replacing(path, newline="") as file:
+        writer = csv.writer(file)
+        head = ["status", objective, "top1", "top5", "split", "seconds", "clips_per_s", "reason"]
+        writer.writerow(["run", *keys, *head])
+        for run in runs:
+            r = run.results
+            figures = [run.metric(objective), r.get("top1"), r.get("top5"), r.get("split"), r.get("seconds")]
+            row = [*figures, run.metric("train/clips_per_s"), run.reason]
+            row = ["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in row]
+            writer.writerow([run.folder.name, *run.settings.values(), run.status, *row])
+
+
+def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
+    """Print the runs, the best one by the objective first."""
+    console = Console(highlight=False)
+    counts = {
+        s: sum(run.status == s for run in runs) for s in ("finished", "skipped", "failed", "unfinished")
+    }
+    table = Table(
+        title=f"{_plain(folder.name)}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n),
+        title_justify="left",
+    )
+    keys = list(runs[0].settings)
+    for key in keys or ["run"]:
+        longest = max(len(run.settings.get(key, run.folder.name)) for run in runs)
+        table.add_column(_plain(key), overflow="fold", min_width=min(16, longest))
+    table.add_column("status", no_wrap=True)
+    split = next((run.results["split"] for run in runs if "split" in run.results), "test")
+    for column in (_title(objective), f"{split} top-1", f"{split} top-5", "time", "clips/s"):
+        table.add_column(column, justify="right")
+    for run in runs[:ROWS_SHOWN]:
+        row = [_plain(v) for v in run.settings.values()] if keys else [_plain(run.folder.name)]
+        colour = {"failed": "red", "unfinished": "yellow"}.get(run.status)
+        row.append(f"[{colour}]{run.status}[/{colour}]" if colour else run.status)
+        r = run.results
+        row += [_figure(objective, run.metric(objective)), _share(r.get("top1")), _share(r.get("top5"))]
+        row += [_time(r.get("seconds")), _number(run.metric("train/clips_per_s"))]
+        table.add_row(*row)
+    console.print(table)
+    if len(runs) > ROWS_SHOWN:
+        console.print(f"and {len(runs) - ROWS_SHOWN} more")
+    for run in [run for run in runs if run.status == "failed"][:ROWS_SHOWN]:
+        console.print(f"[red]failed[/red]  {_plain(run.folder.name)}: {_plain(run.reason)}", soft_wrap=True)
+    notes = [("table", folder / "summary.csv")]
+    if runs[0].is_finished:
+        notes = [(f"best {_title(objective)}", runs[0].folder), *notes, ("picture", folder / "summary.png")]
+    width = max(len(what) for what, _ in notes)
+    for what, path in notes:
+        shown = os.path.relpath(path)
+        shown = str(path) if shown.startswith("..") else shown
+        console.print(f"{what:<{width}}  {_plain(shown)}", soft_wrap=True)
+
+
+def _title(objective: str) -> str:
+    """`val/top1_best` as a person writes it."""
+    return objective.removesuffix("_best").replace("/", " ").replace("top1", "top-1").replace("top5", "top-5")
+
+
+def _figure(name: str, value: float | None) -> str:
+    return _share(value) if "top" in name else "" if value is None else f"{value:.4g}"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.2%}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.1f}"
+
+
+def _time(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def _plain(text: str) -> str:
+    """Names come from files: no markup, no control characters."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
+
+
+# ----------------------------------------------------------------------------------------------- picture
+
+
+def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str) -> None:
+    """Draw the runs: bars for a grid, one panel per setting where a setting has many values (a search).
+
+    Args:
+        path: a PNG file.
+        runs: at least one of them finished; the best first.
+        objective, sign: from the sweep.
+        title: above the picture.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    keys = list(runs[0].settings)
+    many = [
+        k for k in keys if k != "seed" and len(_values(runs, k)) > VALUES_AS_BARS and _is_numeric(runs, k)
+    ]
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    if many:
+        _draw_panels(figure, [r for r in runs if r.is_finished], keys, objective)
+    else:
+        _draw_bars(figure, runs, keys, objective)
+    figure.suptitle(title, parse_math=False)
+    with replacing(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=120)
+
+
+def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str) -> None:
+    """Horizontal bars of the result, grouped; seeds are points on the bar of their mean."""
+    from matplotlib import colormaps
+
+    inner, outer = _axes(runs, keys)
+    bars: dict[tuple[tuple[str, ...], str], list[Run]] = {}
+    for run in runs:
+        group = tuple(run.settings[k] for k in outer) if outer or inner else (run.folder.name,)
+        bars.setdefault((group, run.settings[inner] if inner else ""), []).append(run)
+    left_out = max(0, len(bars) - BARS_DRAWN)
+    # Runs come best first, and so do the bars that are kept.
+    shown = list(bars)[:BARS_DRAWN]
+    groups = sorted({group for group, _ in shown}, key=lambda g: [_order(v) for v in g])
+    series = sorted({value for _, value in shown}, key=_order)
+    colours = [colormaps["viridis"](0.15 + 0.7 * i / max(1, len(series) - 1)) for i in range(len(series))]
+
+    height = 0.32
+    space = 0.35
+    axes = figure.add_subplot()
+    ticks, bottom, top = [], 0.0, 0.0
+    labelled = set()
+    for group in groups:
+        members = [s for s in series if (group, s) in shown]
+        ticks.append(bottom + (len(members) - 1) * height / 2)
+        for i, member in enumerate(members):
+            y = bottom + i * height
+            found = [r for r in bars[group, member] if r.results.get("top1") is not None]
+            results = [r.results["top1"] for r in found]
+            validated = [v for r in found if (v := r.metric(objective)) is not None and "top" in objective]
+            colour = colours[series.index(member)] if inner else "#4878a8"
+            label = member if inner and member not in labelled else None
+            labelled.add(member)
+            mean = sum(results) / len(results) if results else 0.0
+            axes.barh(y, mean, 0.85 * height, color=colour, label=label, zorder=2)
+            if len(results) > 1:
+                axes.scatter(results, [y] * len(results), s=14, color="white", edgecolors="black", zorder=4)
+            if validated:
+                axes.scatter(sum(validated) / len(validated), y, s=160, marker="|", color="crimson", zorder=3)
+            text = f"{mean:.1%}" + (f" (n={len(results)})" if len(results) > 1 else "") if results else ""
+            lost = len(bars[group, member]) - len(results)
+            if lost:
+                statuses = sorted({r.status for r in bars[group, member] if not r.is_finished})
+                text += f"  {lost} {'/'.join(statuses)}" if results else "/".join(statuses)
+            farthest = max([mean, *results, *validated])
+            axes.annotate(text, (farthest, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
+            top = max(top, farthest)
+        bottom += len(members) * height + space
+    if "top" in objective and any(r.metric(objective) is not None for r in runs):
+        axes.scatter([], [], s=120, marker="|", color="crimson", label=_title(objective) + " (best epoch)")
+    split = next((r.results["split"] for r in runs if "split" in r.results), "test")
+    axes.set_yticks(ticks, [", ".join(group) for group in groups], parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, max(top, 0.01) * 1.2)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    axes.grid(axis="x", color="0.9", zorder=0)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    note = f" (the best {BARS_DRAWN} of {len(bars)})" if left_out else ""
+    axes.set_xlabel(f"{split} top-1{note}")
+    axes.set_ylabel(", ".join(outer), parse_math=False)
+    if axes.get_legend_handles_labels()[1]:
+        legend = figure.legend(title=inner or None, loc="outside right upper", fontsize=8, frameon=False)
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+    figure.set_size_inches(8.5, 1.3 + 0.95 * max(1.2, bottom))
+
+
+def _draw_panels(figure: Any, runs: Sequence[Run], keys: list[str], objective: str) -> None:
+    """What was reached over each setting, one panel each; a star marks the best run."""
+    panels = keys[:12]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    figure.set_size_inches(0.8 + 3.2 * columns, 0.6 + 2.8 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True)
+    scores = [_score(run, objective) or 0.0 for run in runs]
+    for (row, column), key in zip(product(range(rows), range(columns)), panels, strict=False):
+        axes = grid[row][column]
+        texts = [run.settings[key] for run in runs]
+        if _is_numeric(runs, key):
+            x: list[float] = [float(t) for t in texts]
+            if min(x) > 0 and max(x) >= 10 * min(x):
+                axes.set_xscale("log")
+        else:
+            names = sorted(set(texts), key=_order)
+            x = [float(names.index(t)) for t in texts]
+            axes.set_xticks(range(len(names)), names, parse_math=False)
+            axes.set_xlim(-0.5, len(names) - 0.5)
+        axes.scatter(x, scores, s=22, color="#4878a8", alpha=0.7)
+        axes.scatter(x[0], scores[0], s=130, marker="*", color="crimson", zorder=3)
+        axes.set_xlabel(key, parse_math=False)
+        axes.grid(color="0.9")
+        axes.set_axisbelow(True)
+        if "top" in objective:
+            axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
+        if column == 0:
+            axes.set_ylabel(_title(objective))
+    for axes in grid.flat[len(panels) :]:
+        axes.remove()
+
+
+def _axes(runs: Sequence[Run], keys: list[str]) -> tuple[str, list[str]]:
+    """What the bars of a group stand for, and what makes the groups. Seeds share a bar."""
+    keys = [k for k in keys if k != "seed"] if set(keys) != {"seed"} else keys
+    if len(keys) < 2:
+        return "", keys
+    numeric = [k for k in keys if _is_numeric(runs, k)]
+    inner = max(numeric, key=lambda k: len(_values(runs, k))) if numeric else keys[-1]
+    return inner, [k for k in keys if k != inner]
+
+
+def _values(runs: Sequence[Run], key: str) -> set[str]:
+    return {run.settings[key] for run in runs}
+
+
+def _is_numeric(runs: Sequence[Run], key: str) -> bool:
+    return all(not _order(value)[0] for value in _values(runs, key))
+
+
+def _order(value: str) -> tuple[bool, float, str]:
+    """Numbers by size, then texts."""
+    try:
+        return False, float(value), ""
+    except ValueError:
+        return True, 0.0, value
+
+
+def main(arguments: list[str]) -> None:
+    """`python -m dtf.sweep DIR`."""
+    with one_line_errors():
+        if {"-h", "--help"} & set(arguments):
+            print((__doc__ or "").strip())
+            return
+        if len(arguments) != 1 or not Path(arguments[0]).is_dir():
+            raise ValueError(f"give one folder of runs, got {' '.join(arguments) or 'nothing'}")
+        folder = Path(arguments[0]).resolve()
+        if not read_runs(folder):
+            raise ValueError(f"{arguments[0]} holds no runs (no */.hydra/overrides.yaml)")
+        summarize(folder)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
