@@ -311,7 +311,8 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
             if len(results) > 1:
                 axes.scatter(results, [y] * len(results), s=14, color="white", edgecolors="black", zorder=4)
             if validated:
-                axes.scatter(sum(validated) / len(validated), y, s=160, marker="|", color="crimson", zorder=3)
+                validated = [sum(validated) / len(validated)]
+                axes.scatter(validated, [y], s=160, marker="|", color="crimson", zorder=3)
             text = f"{mean:.1%}" + (f" (n={len(results)})" if len(results) > 1 else "") if results else ""
             lost = len(bars[group, member]) - len(results)
             if lost:
@@ -325,7 +326,7 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
         axes.scatter([], [], s=120, marker="|", color="crimson", label=_title(objective) + " (best epoch)")
     split = next((r.results["split"] for r in runs if "split" in r.results), "test")
     axes.set_yticks(ticks, [", ".join(group) for group in groups], parse_math=False)
-    axes.invert_yaxis()
+    axes.set_ylim(bottom - height / 2, -height - space / 2)
     axes.set_xlim(0, max(top, 0.01) * 1.2)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.grid(axis="x", color="0.9", zorder=0)

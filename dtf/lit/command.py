@@ -130,6 +130,11 @@ def run_folder() -> Path:
     return folder
 
 
+def sweep_folder() -> Path | None:
+    """The folder of the sweep that the present run belongs to; None for a run of its own."""
+    return Path(os.environ[SWEEP_FOLDER]) if SWEEP_FOLDER in os.environ else None
+
+
 def is_first_process() -> bool:
     """Whether this is the process of a run that writes files and prints."""
     return all(
@@ -189,6 +194,11 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
         return "out of GPU memory: lower data.batch_size (and raise trainer.accumulate_grad_batches)"
     if any(kind.endswith(".MisconfigurationException") for kind in kinds):
         return f"trainer: {error}"
+    if "submitit.core.utils.UncompletedJobError" in kinds:
+        return (
+            f"{' '.join(str(error).split())}; the other jobs go on, python -m dtf.sweep DIR shows how far "
+            "they are; when they have ended, the same command does what is missing"
+        )
     if any(kind.startswith("wandb.") for kind in kinds):
         return f"Weights & Biases: {error}; without an account: logger.offline=true"
     return None
@@ -465,11 +475,5 @@ def _restore(name: str, value: str | None) -> None:
         os.environ[name] = value
 
 
-def _sweep_name() -> str | None:
-    """The folder name of the sweep that this run belongs to: its group in W&B."""
-    return os.path.basename(os.environ[SWEEP_FOLDER]) if SWEEP_FOLDER in os.environ else None
-
-
 # When this module is loaded: the jobs of a launcher compose their settings in processes of their own.
 OmegaConf.register_new_resolver("run_name", _run_name, replace=True)
-OmegaConf.register_new_resolver("sweep_name", _sweep_name, replace=True)

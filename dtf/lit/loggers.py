@@ -9,11 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dtf.lit.command import RunError, run_folder
+from dtf.lit.command import RunError, run_folder, sweep_folder
 from dtf.lit.files import explaining
 
 STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
@@ -125,9 +123,8 @@ def log_start(loggers: Iterable[Logger], config: Mapping[str, Any], about: Mappi
 
 def _sweep() -> str | None:
     """The folder of the sweep that this run belongs to."""
-    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
-        return None
-    return _label(Path(HydraConfig.get().sweep.dir).resolve())
+    folder = sweep_folder()
+    return None if folder is None else _label(folder)
 
 
 def _label(folder: Path) -> str:
