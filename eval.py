@@ -18,7 +18,7 @@ def _prepare(arguments: list[str]) -> list[str]:
 
 @command("eval", prepare=_prepare)
 def main(cfg: DictConfig) -> dict[str, float]:
-    """Test a checkpoint and write results.json, scores.csv and confusion.png.
+    """Test a checkpoint and write results.json, scores.csv, confusion.png and report.html.
 
     Returns:
         {"test/top1": ..., "test/top5": ..., "test/loss": ...}
@@ -26,11 +26,15 @@ def main(cfg: DictConfig) -> dict[str, float]:
     import logging
 
     from hydra.core.hydra_config import HydraConfig
+    from omegaconf import OmegaConf
 
     from dtf.lit import build, report
+    from dtf.lit.about import describe_run
     from dtf.lit.checkpoint import load_checkpoint
     from dtf.lit.classifier import VideoClassifier
+    from dtf.lit.files import replacing
     from dtf.lit.stored import apply_stored
+    from dtf.report import write_report
 
     folder, log = run_folder(), logging.getLogger("dtf.eval")
     build.check_top_level(cfg, build.EVAL_SETTINGS)
@@ -54,6 +58,10 @@ def main(cfg: DictConfig) -> dict[str, float]:
         clips_per_pass=data.batch_size,
     )
     trainer = build.build_trainer(cfg.trainer, folder, build.build_callbacks(cfg.callbacks), [])
+    if is_first_process():
+        with replacing(folder / "config.yaml") as file:
+            file.write(OmegaConf.to_yaml(cfg, resolve=True))
+        report.write_json(folder / "about.json", describe_run("eval.py", trainer, network))
     with build.running(trainer):
         trainer.test(model, datamodule=data, verbose=False)
     metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -64,8 +72,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
         report.print_results(
             f"{network.name} on {data.name}, test split, {cfg.data.test_views} views",
             found,
-            [("checkpoint", report.shown(checkpoint.path)), ("pictures, scores", report.shown(folder))],
+            [
+                ("checkpoint", report.shown(checkpoint.path)),
+                ("pictures, scores", report.shown(folder)),
+                ("in a browser", report.shown(folder / "report.html")),
+            ],
         )
+        # Last: a result is not lost for want of a page.
+        write_report(folder)
     return metrics
 
 

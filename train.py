@@ -35,6 +35,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.lit.loggers import log_start
     from dtf.lit.lr_finder import LearningRateSearch, find_lr
     from dtf.models import save_weights
+    from dtf.report import write_report
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
     config = plain(cfg)
@@ -124,10 +125,13 @@ def main(cfg: DictConfig) -> dict[str, float]:
                 ("checkpoint", report.shown(tested)),
                 ("weights to share", report.shown(weights)),
                 ("pictures, scores", report.shown(folder)),
+                ("in a browser", report.shown(folder / "report.html")),
                 ("more views", f"python eval.py checkpoint={report.shown(tested)} views=3x3"),
                 ("your video", f"python -m dtf.predict VIDEO checkpoint={report.shown(tested)}"),
             ],
         )
+        # Last: a result is not lost for want of a page.
+        write_report(folder)
     return metrics
 
 

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES_SHOWN = 40
-"""Classes whose names fit beside a confusion matrix."""
+"""Classes whose names and numbers fit into a confusion matrix."""
+
+MOST_CONFUSED = 25
+"""Classes that stand for a larger matrix, so that they can be read on a screen."""
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -52,14 +55,14 @@ def to_array(figure: Figure, dpi: int = 100) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(to_png(figure, dpi))).convert("RGB"))
 
 
-def most_confused(confusion: np.ndarray, limit: int = CLASSES_SHOWN) -> np.ndarray:
+def most_confused(confusion: np.ndarray, limit: int = MOST_CONFUSED) -> np.ndarray:
     """The classes with the most confusions, in ascending order: what to show of a matrix that is too large.
 
     Args:
-        confusion: (C, C) counts.
-        limit: how many; with no more than these, all.
+        confusion: (C, C) counts; with no more than `CLASSES_SHOWN` classes, all are taken.
+        limit: how many to take otherwise.
     """
-    if len(confusion) <= limit:
+    if len(confusion) <= CLASSES_SHOWN:
         return np.arange(len(confusion))
     # In pairs, the strongest first: a class alone, without what it is taken for, would show nothing.
     wrong = confusion.copy()
@@ -94,7 +97,7 @@ def confusion_figure(
     num_classes = len(class_names)
     few = num_classes <= CLASSES_SHOWN
     font = 9 if few else 6
-    names = [name if len(name) <= 40 else name[:39] + "…" for name in class_names]
+    names = [_drawable(name) for name in class_names]
 
     # Inches. Set by hand: an automatic layout measures every label several times, 25 s for 400 classes.
     side = num_classes * (0.45 if few else 0.11) + (0.3 if few else 0)
@@ -147,7 +150,8 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
         energies: block -> F energies, `dtf.models.filter_responses` averaged over clips and pixels.
         title: above it.
     """
-    names = [_short(name) for name in energies]
+    # Without what all names share.
+    names = [_drawable(name.removeprefix("backbone.")) for name in energies]
     columns = max(len(row) for row in energies.values())
     share = np.full((len(names), columns), np.nan)
     amplitude = np.zeros(len(names))
@@ -184,9 +188,11 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
     return figure
 
 
-def _short(name: str) -> str:
-    """`backbone.layer1.0.dtf1` without what all names share."""
-    return name.removeprefix("backbone.")
+def _drawable(name: str, limit: int = 40) -> str:
+    """A name as a font can show it: names of classes come from files."""
+    text = name.encode("utf-8", "replace").decode("utf-8")
+    text = "".join(c if c.isprintable() else "?" for c in text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def strip(frames: np.ndarray, count: int, height_px: int) -> np.ndarray:

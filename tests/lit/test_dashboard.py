@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+import shlex
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from engine import TINY_MODEL, documented
+from engine import REPOSITORY, TINY_MODEL, documented
+from hydra import compose, initialize_config_dir
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_file import read_records
@@ -191,6 +193,17 @@ def test_runs_of_a_sweep_are_one_group(command, tiny_data: list[str], tmp_path: 
         assert list((folder / "tensorboard").glob("events*"))
 
 
+def test_every_command_of_the_page_composes() -> None:
+    text = (REPOSITORY / "docs" / "dashboards.md").read_text()
+    lines = [
+        shlex.split(line, comments=True) for line in re.findall(r"^python train.py .*$", text, flags=re.M)
+    ]
+    assert len(lines) == 8
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        for words in lines:
+            assert compose("train", overrides=words[2:]).logger.csv is not None
+
+
 def test_a_run_keeps_its_id_and_a_copy_of_its_name_has_another(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     one = loggers._run_id(tmp_path / "a")
@@ -229,8 +242,8 @@ def test_the_most_confused_of_many_classes() -> None:
     matrix = np.diag(np.full(100, 50))
     matrix[7, 93], matrix[12, 55], matrix[3, 7] = 9, 8, 1
     assert pictures.most_confused(matrix, 4).tolist() == [7, 12, 55, 93]
-    assert pictures.most_confused(matrix, 100).tolist() == list(range(100))
-    assert len(pictures.most_confused(matrix, 40)) in (39, 40)
+    assert pictures.most_confused(matrix[:40, :40]).tolist() == list(range(40))
+    assert len(pictures.most_confused(matrix)) in (24, 25)
 
 
 def test_sizes_that_an_encoder_takes() -> None:
