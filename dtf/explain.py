@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,8 +112,10 @@ def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: i
             logits = network(video.detach().requires_grad_())
             features = kept[-1]
             if not isinstance(features, torch.Tensor) or features.dim() not in (4, 5):
+                name = getattr(network, "name", "") or type(network).__name__
                 raise ValueError(
-                    f"Grad-CAM needs features with places, (B, C, T, h, w) or folded; got {_shape(features)}"
+                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; this stage of "
+                    f"{name} gives {_shape(features)}"
                 )
             (gradient,) = torch.autograd.grad(logits[:, label].sum(), features)
     finally:
@@ -141,6 +144,8 @@ def last_stage(network: VideoNetwork) -> nn.Module:
     Raises:
         ValueError: a network that this does not know.
     """
+    from torch import nn
+
     from dtf.models.resnet import VideoResNet
     from dtf.models.swin import VideoSwin
 
@@ -148,7 +153,11 @@ def last_stage(network: VideoNetwork) -> nn.Module:
         return network.backbone.layer4
     if isinstance(network, VideoSwin):
         return network.backbone.layers[-1]
-    raise ValueError(f"Grad-CAM knows the last stage of ResNet and Swin networks, not of {network.name}")
+    # PyTorchVideo's networks are stages and a head; the two pathways of SlowFast meet in one block more.
+    blocks = getattr(network.backbone, "blocks", None)
+    if isinstance(blocks, nn.ModuleList) and len(blocks) > 2:
+        return blocks[-3] if type(blocks[-2]).__name__ == "PoolConcatPathway" else blocks[-2]
+    raise ValueError(f"Grad-CAM does not know the last stage of {network.name}")
 
 
 def choose_blocks(responses: Mapping[str, torch.Tensor], wanted: str = "") -> list[str]:
@@ -344,11 +353,16 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
-    from dtf.data.decode import VideoError
+    from dtf.data.decode import VideoError, printable
     from dtf.lit.report import write_json
-    from dtf.predict import Predictor, _picture_name, _printable
+    from dtf.models import VideoNetwork
+    from dtf.predict import Predictor
 
     predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
+    if not isinstance(predictor.network, VideoNetwork):
+        raise ValueError(
+            f"{options['checkpoint']} is a graph without its network: give the .ckpt or .safetensors"
+        )
     wanted = options["class"]
     if wanted and wanted not in predictor.class_names:
         raise ValueError(f"the network knows no class {wanted!r}{nearest(wanted, predictor.class_names)}")
@@ -359,19 +373,19 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
     taken: set[str] = set()
     failed = 0
     for video in videos:
-        shown = _printable(video)
+        shown = printable(video)
         console.print(f"[bold]{escape(shown)}[/bold]", soft_wrap=True)
         try:
             clip = read_clip(predictor._data, video)
         except VideoError as error:
             failed += 1
-            print(f"error: {_printable(str(error))}", file=sys.stderr)
-            records.append({"video": shown, "error": _printable(str(error))})
+            print(f"error: {printable(str(error))}", file=sys.stderr)
+            records.append({"video": shown, "error": printable(str(error))})
         else:
-            stem = _picture_name(video, taken).removesuffix(".png")
-            record = _explain(predictor, clip, options, folder, stem, _printable(os.path.basename(video)))
+            stem = _file_stem(video, taken)
+            record = _explain(predictor, clip, options, folder, stem, printable(os.path.basename(video)))
             records.append({"video": shown, "error": None, **record})
-            console.print(f"best class: {escape(_printable(record['best']))} {record['score']:.1%}")
+            console.print(f"best class: {escape(printable(record['best']))} {record['score']:.1%}")
             if "filters" in record["pictures"]:
                 console.print(_shares_table(record))
             else:
@@ -385,15 +399,28 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
     return 1 if failed else 0
 
 
+def _file_stem(video: str, taken: set[str]) -> str:
+    """What a video's files start with: its name, made safe, and different from those already taken."""
+    from dtf.data.decode import printable
+
+    plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
+    stem, count = plain, 1
+    while stem in taken:
+        count += 1
+        stem = f"{plain}-{count}"
+    taken.add(stem)
+    return stem
+
+
 def _explain(
     predictor: Predictor, clip: Clip, options: Mapping[str, str], folder: Path, stem: str, title: str
 ) -> dict[str, Any]:
     """Draw the pictures of one clip; returns its record in explain.json, without the video."""
     import torch
 
+    from dtf.data.decode import printable
     from dtf.data.transforms import normalize
     from dtf.models import VideoNetwork, filter_responses
-    from dtf.predict import _printable
 
     network, names, data = predictor.network, predictor.class_names, predictor._data
     assert isinstance(network, VideoNetwork)
@@ -414,7 +441,7 @@ def _explain(
         draw_filters(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, last_stage(network), video, label)[0]
-    subject = f"{_printable(names[label])}, score {scores[label]:.1%}"
+    subject = f"{printable(names[label])}, score {scores[label]:.1%}"
     draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
     energies = {name: energy[0].sum(dim=(1, 2)) for name, energy in responses.items()}
     record["shares"] = {n: (e / e.sum().clamp(min=1e-30)).tolist() for n, e in energies.items()}

@@ -94,10 +94,10 @@ def test_of_a_swin_follows_its_tokens():
 
 def test_stages_without_places_are_refused():
     network = create_model("c2d_tiny", 5, clip_length=4, stem_width=8, widths=[8, 8, 8, 8]).eval()
-    with pytest.raises(ValueError, match=r"needs features with places.*\(1, 5\)"):
+    with pytest.raises(ValueError, match=r"needs one map of features.* c2d_tiny gives \(1, 5\)"):
         grad_cam(network, network.backbone.fc, torch.zeros(1, 3, 4, 32, 32), 0)
-    with pytest.raises(ValueError, match="not of Other"):
-        last_stage(type("Network", (nn.Module,), {"name": "Other"})())
+    with pytest.raises(ValueError, match="does not know the last stage of Other"):
+        last_stage(type("Network", (nn.Module,), {"name": "Other", "backbone": None})())
 
 
 def test_the_clip_is_what_predict_sees(tiny_checkpoint: Path):
