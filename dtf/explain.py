@@ -10,8 +10,9 @@ For each video, with its central clip as in evaluation, two pictures:
   `block` names the blocks to draw; without it, the last one of every resolution is drawn; block=all: all.
 * VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
 
-OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal filters (c2d_*) gets
-the second picture only. A file that cannot be read is named, the others go on, and the exit code is 1.
+OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal filters (c2d_*,
+ptv_*) gets the second picture only. A file that cannot be read is named, the others go on, and the exit
+code is 1.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 
 OPTIONS = {"checkpoint": "", "block": "", "class": "", "output": "explained", "device": "auto"}
 STEPS_DRAWN = 8
-NO_FILTERS = "has no temporal filters (it is a control), so there is no picture of them"
+NO_FILTERS = "has no temporal filters, so there is no picture of them"
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,8 @@ def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: i
             if not isinstance(features, torch.Tensor) or features.dim() not in (4, 5):
                 name = getattr(network, "name", "") or type(network).__name__
                 raise ValueError(
-                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; this stage of "
-                    f"{name} gives {_shape(features)}"
+                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; this stage "
+                    f"of {name} gives {_shape(features)}"
                 )
             (gradient,) = torch.autograd.grad(logits[:, label].sum(), features)
     finally:

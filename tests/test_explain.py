@@ -94,10 +94,19 @@ def test_of_a_swin_follows_its_tokens():
 
 def test_stages_without_places_are_refused():
     network = create_model("c2d_tiny", 5, clip_length=4, stem_width=8, widths=[8, 8, 8, 8]).eval()
-    with pytest.raises(ValueError, match=r"needs one map of features.* c2d_tiny gives \(1, 5\)"):
+    with pytest.raises(ValueError, match=r"needs one map of features.* of c2d_tiny gives \(1, 5\)"):
         grad_cam(network, network.backbone.fc, torch.zeros(1, 3, 4, 32, 32), 0)
     with pytest.raises(ValueError, match="does not know the last stage of Other"):
         last_stage(type("Network", (nn.Module,), {"name": "Other", "backbone": None})())
+
+
+def test_baselines_of_one_pathway():
+    network = create_model("ptv_x3d_tiny", 5, clip_length=4).eval()
+    video = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+    assert grad_cam(network, last_stage(network), video, 1).shape == (2, 4, 2, 2)
+    network = create_model("ptv_slowfast_r50", 5, clip_length=8, depth=18, width=16).eval()
+    with pytest.raises(ValueError, match="ptv_slowfast_r50 gives list"):
+        grad_cam(network, last_stage(network), video.repeat(1, 1, 2, 1, 1), 1)
 
 
 def test_the_clip_is_what_predict_sees(tiny_checkpoint: Path):
