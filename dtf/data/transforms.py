@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torchvision.transforms.v2 import functional as F
 
-from dtf.data.augment import RandAugment, RandomErasing, gaussian_blur
+from dtf.data.augment import RandAugment, RandomErasing, adjust_hue, gaussian_blur
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -286,7 +286,7 @@ class TrainTransform:
         for name in rng.permutation(jitters).tolist():
             amount = getattr(self, name)
             if name == "hue":
-                clip = F.adjust_hue(clip, float(rng.uniform(-amount, amount)))
+                clip = adjust_hue(clip, float(rng.uniform(-amount, amount)))
             else:
                 factor = float(rng.uniform(max(0.0, 1 - amount), 1 + amount))
                 clip = getattr(F, f"adjust_{name}")(clip, factor)
