@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from engine import FULL_RECIPE, TINY_MODEL, documented
+from engine import FULL_RECIPE, TINY_MODEL, documented, run_forked
 from test_train import assert_same
 
 from dtf.lit.checkpoint import load_checkpoint
@@ -27,39 +27,44 @@ def arguments(tiny_data: list[str]) -> list[str]:
 
 
 def test_a_run_with_everything_resumes_to_the_bit(command, arguments: list[str], tmp_path: Path) -> None:
-    """Five batches, three steps an epoch; stopped at step 5, saved at step 4 and, resumed, at step 8."""
-    unbroken = command("train.py", *arguments, f"output={tmp_path}/unbroken")
+    """Five batches and so three steps an epoch. Killed within an epoch; stopped within a validation, while
+    the network has the averaged weights."""
+    folders = [tmp_path / name for name in ("unbroken", "resumed")]
+    signals = [("SIGKILL", 5, "batch"), ("SIGINT", 6, "validation")]
+    unbroken, *broken, resumed = run_forked(
+        [
+            [*arguments, f"output={folders[0]}"],
+            *(
+                [
+                    *(*arguments, f"output={folders[1]}"),
+                    f"+callbacks.signal={{_target_:engine.SignalAtStep,signal:{name},step:{step},where:{where}}}",
+                ]
+                for name, step, where in signals
+            ),
+            [*arguments, f"output={folders[1]}"],
+        ]
+    )
     assert unbroken.code == 0, unbroken.err
-    stop = "+callbacks.stop={_target_:engine.StopAtStep,step:5}"
-    broken = command("train.py", *arguments, stop, f"output={tmp_path}/resumed")
-    assert broken.err == "error: stopped at step 5\n"
-    last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("unbroken", "resumed")]
-    stopped = torch.load(last[1], weights_only=True)
-    assert stopped["global_step"] == 4
-    assert_different(stopped["state_dict"], stopped["current_model_state"])
-    resumed = command("train.py", *arguments, f"output={tmp_path}/resumed")
+    assert [outcome.code for outcome in broken] == [-9, 130]
     assert resumed.code == 0, resumed.err
-    a, b = (torch.load(path, weights_only=True) for path in last)
-    assert a["global_step"] == 8
+    a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in folders)
+    assert a["global_step"] == 9
+    name = "network.backbone.fc.weight"
+    assert not torch.equal(a["state_dict"][name], a["current_model_state"][name])
     state = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
     for key in (*state, "global_step", "epoch"):
         assert_same(a[key], b[key], key)
-    scores = [(path.parents[1] / "scores.csv").read_text() for path in last]
+    best, best_resumed = (load_checkpoint(f / "checkpoints" / "best.ckpt") for f in folders)
+    assert_same(best.state_dict, best_resumed.state_dict)
+    scores = [(f / "scores.csv").read_text() for f in folders]
     assert scores[0] == scores[1]
 
     # The best checkpoint's averaged weights are tested and shared, and what eval.py and predict load.
-    folder = tmp_path / "unbroken"
-    best = load_checkpoint(folder / "checkpoints" / "best.ckpt")
-    exported, _ = load_weights(folder / "model.safetensors")
+    exported, _ = load_weights(folders[0] / "model.safetensors")
     assert_same(dict(best.build_network().state_dict()), dict(exported.state_dict()))
     again = command("eval.py", f"checkpoint={best.path}", "trainer=cpu", f"output={tmp_path}/eval")
     assert again.code == 0, again.err
     assert (tmp_path / "eval" / "scores.csv").read_text() == scores[0]
-
-
-def assert_different(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert not torch.equal(a["network.backbone.fc.weight"], b["network.backbone.fc.weight"])
 
 
 TINY = [*TINY_MODEL, "logger=none", "callbacks=none", "trainer=cpu"]
@@ -92,14 +97,6 @@ def test_the_documented_scales(command, tiny_data: list[str], tmp_path: Path) ->
         "0.002",
         "0.002",
     ]
-
-
-def test_the_documented_search(command, tiny_data: list[str], tmp_path: Path) -> None:
-    arguments = documented("recipes.md", "find_lr")
-    done = command(*arguments, *tiny_data, *TINY, "find_lr=30", f"output={tmp_path}/run")
-    assert done.code == 0, done.err
-    assert "optim.lr=" in done.out
-    assert (tmp_path / "run" / "lr_find.png").is_file()
 
 
 @pytest.mark.parametrize(

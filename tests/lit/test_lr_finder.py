@@ -8,6 +8,7 @@ import math
 
 import pytest
 import pytorch_lightning as pl
+from engine import documented
 from test_classifier import SGD, fit
 from test_ingredients import Linear
 from torch.utils.data import DataLoader
@@ -105,7 +106,9 @@ def test_a_constant_stays_as_it_is_when_smoothed() -> None:
     assert smoothed([2.0] * 7, 20) == pytest.approx([2.0] * 7)
 
 
-def test_the_command(command, tiny_data: list[str], tmp_path) -> None:
+def test_the_documented_command(command, tiny_data: list[str], tmp_path) -> None:
+    page = documented("recipes.md", "find_lr")
+    assert page == ["train.py", "find_lr=100"]
     arguments = [*tiny_data, "model=c2d_tiny", "find_lr=20", "logger=none", f"output={tmp_path}/run"]
     done = command("train.py", *arguments)
     assert done.code == 0, done.err
