@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,18 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from test_classifier import SGD, Clips, Data, Record, fit, tiny
+from engine import REPOSITORY
+from hydra import compose, initialize_config_dir
+from test_classifier import LOSSES, SGD, Clips, Data, Record, fit, tiny
 from torch import nn
 from torch.utils.data import DataLoader
 
 from dtf.data.dataset import EpochSampler
+from dtf.lit import build
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.classifier import VideoClassifier
+from dtf.lit.command import plain
 from dtf.lit.mixing import Mixing
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.models import DTFBlock
@@ -440,3 +445,49 @@ def test_mixing_and_averaging_in_bfloat16() -> None:
     found = model.network.state_dict()["backbone.fc.weight"]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+# ---- conf/train.yaml -------------------------------------------------------------------------------------
+
+
+def settings(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+        return plain(compose("train", overrides=[*overrides, "data.root=/no/where", "output=/no/where"]))
+
+
+def test_by_default_everything_is_off() -> None:
+    """The settings of conf/train.yaml reproduce the stored losses, with no draw and no rounding between."""
+    config = settings("optim=sgd")
+    model = VideoClassifier(
+        tiny(dropout=0.3, drop_path_rate=0.1),
+        2,
+        SGD | {key: config["optim"][key] for key in ("lr_scale", "layer_decay", "decay_all")},
+        label_smoothing=0.1,
+        mixing=config["mixing"],
+        freeze_norm=config["norm"]["freeze"],
+    )
+    assert build.build_averages(config, model.network) == []
+    assert config["label_smoothing"] == config["find_lr"] == 0
+    assert config["grad_checkpointing"] is config["compile"] is False
+    record = Record()
+    fit(model, record)
+    torch.testing.assert_close(record.losses, json.loads(LOSSES.read_text()), rtol=2e-4, atol=0)
+    again = Record()
+    fit(VideoClassifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), again)
+    assert record.losses == again.losses
+
+
+def test_averages_are_built_in_order_and_settings_without_effect_are_named(caplog) -> None:
+    config = settings("ema=0.9", "norm.precise_batches=3", "norm.freeze=true")
+    first, second = build.build_averages(config, tiny())
+    assert isinstance(first, AverageWeights)
+    assert isinstance(second, PreciseNorm)
+    assert first.decay == 0.9
+    assert (second.num_batches, second.freeze_norm) == (3, True)
+    build.build_averages(config, Linear())
+    build.build_averages(settings("norm.precise_batches=3", "trainer.limit_val_batches=0"), tiny())
+    assert [record.message.partition(":")[0] for record in caplog.records] == [
+        "norm.freeze without model.pretrained",
+        "norm.freeze has no effect",
+        "norm.precise_batches has no effect without validation",
+    ]
