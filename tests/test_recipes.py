@@ -11,6 +11,7 @@ from test_train import assert_same
 
 from dtf.lit.checkpoint import load_checkpoint
 from dtf.models import load_weights
+from dtf.models.network import VideoNetwork
 
 EVERYTHING = [
     *("mixing.mixup=0.8", "mixing.cutmix=1", "ema=0.8", "norm.precise_batches=3", "label_smoothing=0.1"),
@@ -97,6 +98,21 @@ def test_the_documented_scales(command, tiny_data: list[str], tmp_path: Path) ->
         "0.002",
         "0.002",
     ]
+
+
+def test_frozen_norms_and_checkpointing_reach_the_network(
+    command, tiny_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switched = []
+    monkeypatch.setattr(VideoNetwork, "set_grad_checkpointing", lambda *args: switched.append(args))
+    settings = ["norm.freeze=true", "grad_checkpointing=true", "debug=step"]
+    done = command("train.py", *tiny_data, *TINY, *settings, f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    assert len(switched) == 1
+    assert "norm.freeze without model.pretrained" in done.out
+    state = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt").state_dict
+    assert state["backbone.layer1.0.bn1.num_batches_tracked"] == 0
+    assert state["backbone.layer1.0.dtf1.norm.num_batches_tracked"] == 1
 
 
 @pytest.mark.parametrize(
