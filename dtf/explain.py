@@ -230,8 +230,9 @@ def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, tor
             image = _overlay(axis, clip.frames[len(clip.frames) // 2], maps[frequency] / largest)
             share = energy[frequency] / max(energy.sum(), 1e-30)
             label = frequency_label(frequency, clip.duration)
-            axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (frequency == 0)}", fontsize=7)
-        _colour_bar(part, image, axes, "amplitude, 1 = largest in map")
+            size = 7 if columns <= 6 else 6
+            axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (frequency == 0)}", fontsize=size)
+        _colour_bar(part, image, axes, "1 = map's largest")
         part.supylabel(f"{name}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
     figure.savefig(path, dpi=110)
 
@@ -432,13 +433,15 @@ def _explain(
     best = int(scores.argmax())
     label = names.index(options["class"]) if options["class"] else best
     responses = filter_responses(network, video)
+    if options["block"] and not responses:
+        raise ValueError(f"{network.name} {NO_FILTERS}: leave out block=")
     blocks = choose_blocks(responses, options["block"]) if responses else []
     record: dict[str, Any] = {"best": names[best], "score": float(scores[best]), "class": names[label]}
     record["clip_seconds"] = clip.duration
     record["pictures"] = {}
     if blocks:
         record["pictures"]["filters"] = f"{stem}-filters.png"
-        heading = f"{title}: what the temporal filters added"
+        heading = f"{title}: amplitudes that the temporal filters added"
         draw_filters(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, last_stage(network), video, label)[0]

@@ -197,6 +197,9 @@ def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, ca
     assert record["class"] == "line\nend"
     assert record["shares"] == {}
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".png"]
+    with pytest.raises(SystemExit):
+        main([*arguments, "block=all"])
+    assert "c2d_tiny has no temporal filters" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
