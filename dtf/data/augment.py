@@ -97,7 +97,8 @@ class RandAugment:
 
     Differences to timm's: what comes in from outside is the mean colour, interpolation always bilinear,
     translations are whole pixels. The original paper and torchvision count m in 0..30, without probability,
-    and so does imgaug's, which Video-Swin trains with (its n=4, m=7 are milder operations, more often).
+    and so does imgaug's, which Video-Swin trains with (its n=4, m=7 are milder operations, more often, after
+    mirroring every other clip whatever else is set).
 
     Args:
         n: operations per clip.
