@@ -62,6 +62,25 @@ def test_a_step_is_the_same(name: str) -> None:
         assert checkpointed.state_dict()["backbone.layer4.0.bn1.num_batches_tracked"] == 1
 
 
+def test_less_is_kept_for_the_backward_pass() -> None:
+    def kept(network: nn.Module) -> int:
+        sizes: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor) -> torch.Tensor:
+            sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            logits = network(torch.randn(2, 3, 4, 32, 32))
+        assert logits.requires_grad
+        return sum(sizes.values())
+
+    network = build("dtf_tiny")
+    everything = kept(network)
+    network.set_grad_checkpointing()
+    assert kept(network) < everything / 2
+
+
 def test_only_training_pays() -> None:
     network = build("dtf_tiny")
     network.set_grad_checkpointing()
