@@ -177,6 +177,9 @@ def write_csv(path: Path, runs: Sequence[Run], objective: str) -> None:
 def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
     """Print the runs, the best one by the objective first."""
     console = Console(highlight=False)
+    if not console.is_terminal:
+        # A file has no edge, and nobody can widen it afterwards.
+        console.width = max(console.width, 160)
     counts = {
         s: sum(run.status == s for run in runs) for s in ("finished", "skipped", "failed", "unfinished")
     }
@@ -190,16 +193,23 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         table.add_column(_plain(key), overflow="fold", min_width=min(16, longest))
     table.add_column("status", no_wrap=True)
     split = next((run.results["split"] for run in runs if "split" in run.results), "test")
-    for column in (_title(objective), f"{split} top-1", f"{split} top-5", "time", "clips/s"):
-        table.add_column(column, justify="right")
-    for run in runs[:ROWS_SHOWN]:
-        row = [_plain(v) for v in run.settings.values()] if keys else [_plain(run.folder.name)]
+    figures = {
+        _title(objective): [_figure(objective, run.metric(objective)) for run in runs],
+        f"{split} top-1": [_share(run.results.get("top1")) for run in runs],
+        f"{split} top-5": [_share(run.results.get("top5")) for run in runs],
+        "time": [_time(run.results.get("seconds")) for run in runs],
+        "clips/s": [_number(run.metric("train/clips_per_s")) for run in runs],
+    }
+    # Runs of eval.py have no training.
+    figures = {column: texts for column, texts in figures.items() if any(texts)}
+    for column in figures:
+        # In a narrow terminal, headings break where they have a space.
+        table.add_column(column, justify="right", no_wrap=" " not in column)
+    for i, run in enumerate(runs[:ROWS_SHOWN]):
+        settings = [_plain(value) for value in run.settings.values()] if keys else [_plain(run.folder.name)]
         colour = {"failed": "red", "unfinished": "yellow"}.get(run.status)
-        row.append(f"[{colour}]{run.status}[/{colour}]" if colour else run.status)
-        r = run.results
-        row += [_figure(objective, run.metric(objective)), _share(r.get("top1")), _share(r.get("top5"))]
-        row += [_time(r.get("seconds")), _number(run.metric("train/clips_per_s"))]
-        table.add_row(*row)
+        status = f"[{colour}]{run.status}[/{colour}]" if colour else run.status
+        table.add_row(*settings, status, *(texts[i] for texts in figures.values()))
     console.print(table)
     if len(runs) > ROWS_SHOWN:
         console.print(f"and {len(runs) - ROWS_SHOWN} more")
@@ -207,7 +217,9 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         console.print(f"[red]failed[/red]  {_plain(run.folder.name)}: {_plain(run.reason)}", soft_wrap=True)
     notes = [("table", folder / "summary.csv")]
     if runs[0].is_finished:
-        notes = [(f"best {_title(objective)}", runs[0].folder), *notes, ("picture", folder / "summary.png")]
+        notes.append(("picture", folder / "summary.png"))
+    if runs[0].metric(objective) is not None:
+        notes.insert(0, (f"best {_title(objective)}", runs[0].folder))
     width = max(len(what) for what, _ in notes)
     for what, path in notes:
         shown = os.path.relpath(path)
@@ -313,7 +325,9 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
             if validated:
                 validated = [sum(validated) / len(validated)]
                 axes.scatter(validated, [y], s=160, marker="|", color="crimson", zorder=3)
-            text = f"{mean:.1%}" + (f" (n={len(results)})" if len(results) > 1 else "") if results else ""
+            text = f"{mean:.1%}" if results else ""
+            text += f", val {validated[0]:.1%}" if validated else ""
+            text += f" (n={len(results)})" if len(results) > 1 else ""
             lost = len(bars[group, member]) - len(results)
             if lost:
                 statuses = sorted({r.status for r in bars[group, member] if not r.is_finished})
@@ -327,7 +341,7 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     split = next((r.results["split"] for r in runs if "split" in r.results), "test")
     axes.set_yticks(ticks, [", ".join(group) for group in groups], parse_math=False)
     axes.set_ylim(bottom - height / 2, -height - space / 2)
-    axes.set_xlim(0, max(top, 0.01) * 1.2)
+    axes.set_xlim(0, max(top, 0.01) * 1.4)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.grid(axis="x", color="0.9", zorder=0)
     axes.set_axisbelow(True)

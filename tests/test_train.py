@@ -169,7 +169,7 @@ def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_pa
     """A sweep, so that the second run must find its own processes. With the bar and the epoch's line: only
     the first process shows them, and what they show is summed over both. It alone feeds the logger."""
     done = run_subprocess(
-        *("train.py", "-m", "model=dtf_tiny,c2d_tiny", *tiny_data, f"output={tmp_path}/ddp"),
+        *("train.py", "-m", "model=choice(dtf_tiny)", *tiny_data, f"output={tmp_path}/ddp"),
         *("debug=step", "logger=tensorboard"),
         *("trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu"),
     )

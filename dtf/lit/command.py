@@ -405,7 +405,10 @@ def _say_what_is_swept(arguments: list[str]) -> list[str]:
     texts = [a for a in arguments if not a.startswith("-") and "=" in a]
     overrides = OverridesParser.create().parse_overrides(texts)
     fixed = ",".join(quoted(o.key_or_group) for o in overrides if not o.is_sweep_override())
-    return [*arguments, f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"]
+    # Beside the others: argparse wants all of them in one piece.
+    place = arguments.index(texts[0]) if texts else len(arguments)
+    told = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
+    return [*arguments[:place], told, *arguments[place:]]
 
 
 def quoted(text: object) -> str:

@@ -39,11 +39,13 @@ def expand(arguments: list[str]) -> list[str]:
     """Replace `resume=DIR` by the overrides of that run.
 
     Raises:
-        ValueError: DIR holds no run.
+        ValueError: DIR holds no run, or a sweep is asked for.
     """
     given = [a for a in arguments if a.startswith("resume=")]
     if not given:
         return arguments
+    if {"-m", "--multirun"} & set(arguments):
+        raise ValueError("resume=DIR is for one run; a sweep goes on when its own command is given again")
     folder = Path(given[-1].removeprefix("resume=").strip("'\""))
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():

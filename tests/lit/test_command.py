@@ -97,7 +97,10 @@ def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatc
 
 def test_a_sweep_names_folders_by_what_changes() -> None:
     arguments = ["-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b", "+betas=[0.9, 0.99]"]
-    fixed = OverridesParser.create().parse_overrides(command._say_what_is_swept(arguments)[-1:])[0].value()
+    told = command._say_what_is_swept(arguments)
+    assert [*told[:1], *told[2:]] == arguments
+    assert command._say_what_is_swept(["seed=1,2", "--multirun"])[-1] == "--multirun"
+    fixed = OverridesParser.create().parse_overrides(told[1:2])[0].value()
     assert fixed == ["seed", "data.root", "betas"]
     # Hydra writes values in its own way: the list has lost its space.
     run = ["optim.lr=1e-3", "seed=1", "data.root=/a/b", "+betas=[0.9,0.99]"]
@@ -119,6 +122,8 @@ def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:
     (output,) = OverridesParser.create().parse_overrides([found[1]])
     assert str(output.value()) == f"{tmp_path}/a b'c"
     assert resume.expand(["seed=1"]) == ["seed=1"]
+    with pytest.raises(ValueError, match="its own command"):
+        resume.expand([f"resume={tmp_path}", "-m", "seed=1,2"])
 
 
 def test_changes_leave_out_where_a_run_happens() -> None:
