@@ -19,9 +19,10 @@ from engine import REPOSITORY, TINY_MODEL, documented
 from hydra import compose, initialize_config_dir
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.nn.utils import get_total_norm
 from wandb_file import read_records
 
-from dtf.lit import loggers, pictures
+from dtf.lit import dashboard, loggers, pictures
 from dtf.lit.about import git_state
 from dtf.lit.dashboard import Dashboard, _markdown
 
@@ -136,8 +137,10 @@ def test_wandb_gets_everything_and_goes_on_after_a_stop(
 
 
 def test_tensorboard_gets_the_same_and_training_does_not_notice(
-    command, tiny_data: list[str], tmp_path: Path
+    command, tiny_data: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    measured = []
+    monkeypatch.setattr(dashboard, "get_total_norm", lambda g: measured.append(g) or get_total_norm(g))
     arguments = [*documented("dashboards.md", "logger=tensorboard callbacks.dashboard.every_n_epochs")]
     arguments += [*tiny_data, *SMALL, "trainer.max_epochs=3", "trainer.gradient_clip_val=0.001"]
     rarely = "callbacks.dashboard.every_n_epochs=2"
@@ -161,6 +164,7 @@ def test_tensorboard_gets_the_same_and_training_does_not_notice(
     norms = events.Scalars("train/grad_norm")
     assert [e.step for e in norms] == [1, 3, 5, 7, 9, 11]
     assert all(e.value > 0.01 for e in norms)
+    assert len(measured) == 6, "a norm that is not logged costs nothing"
 
     without = documented("dashboards.md", "logger=tensorboard callbacks.dashboard=null")
     settings = [a for a in arguments if "dashboard" not in a][1:]
