@@ -68,12 +68,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
         data.num_classes,
         config["optim"],
         label_smoothing=cfg.label_smoothing,
+        nonfinite=cfg.nonfinite,
         mixing=config["mixing"],
         freeze_norm=cfg.norm.freeze,
         max_bad_fraction=data.max_bad_fraction,
         clips_per_pass=data.batch_size,
         seed=cfg.seed,
         description=description,
+        folder=folder,
     )
     if isinstance(model, LearningRateSearch):
         return find_lr(model, data, cfg, folder)

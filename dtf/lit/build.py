@@ -45,6 +45,7 @@ TRAIN_SETTINGS = (
     *(
         "output",
         "seed",
+        "nonfinite",
         "label_smoothing",
         "mixing",
         "ema",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,8 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import RunError
 from dtf.lit.mixing import Mixing
+from dtf.lit.nonfinite import NonFiniteLoss
 from dtf.lit.norms import backbone_norms
 from dtf.lit.optim import OptimConfig, build_optimizer, warmup_cosine
 from dtf.lit.scores import Evaluation, VideoScores
@@ -41,11 +42,13 @@ class VideoClassifier(pl.LightningModule):
         freeze_norm: keep the backbone's batch norms in evaluation mode, so that their statistics stay as they
             were loaded; their weights and biases train on. The norms inside DTF blocks go on as ever: no
             pretrained weights hold statistics for them.
+        nonfinite: "stop" the run at a loss that is not finite, or "skip" the step (`dtf.lit.nonfinite`).
         max_bad_fraction: share of broken videos above which an evaluation, or training, fails.
         clips_per_pass: evaluation: clips that go through the network at once; None: the batch as it comes.
         seed: what a training step draws (mixing, dropout, drop path) is a function of this, the epoch, the
             batch and the process, so that a resumed run goes on as the unbroken one would.
         description: plain data that makes checkpoints self-describing (`dtf.lit.checkpoint.describe`).
+        folder: of the run, for the list of videos whose loss is not finite; None: none is written.
 
     Raises:
         ValueError: settings out of range.
@@ -60,10 +63,12 @@ class VideoClassifier(pl.LightningModule):
         label_smoothing: float = 0.0,
         mixing: Mapping[str, Any] | None = None,
         freeze_norm: bool = False,
+        nonfinite: str = "stop",
         max_bad_fraction: float = 0.01,
         clips_per_pass: int | None = None,
         seed: int = 0,
         description: dict[str, Any] | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         for name, value in (("label_smoothing", label_smoothing), ("max_bad_fraction", max_bad_fraction)):
@@ -74,6 +79,7 @@ class VideoClassifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.mixing = Mixing.from_mapping(num_classes, mixing)
         self.freeze_norm = freeze_norm
+        self.nonfinite = NonFiniteLoss(nonfinite, folder)
         self.max_bad_fraction = max_bad_fraction
         self.clips_per_pass = clips_per_pass
         self.seed = seed
@@ -118,16 +124,12 @@ class VideoClassifier(pl.LightningModule):
         """The loss of a batch.
 
         Raises:
-            RunError: it is not finite. No step is taken, no checkpoint is touched.
+            RunError: it is not finite and `nonfinite` says stop. No step is taken, no checkpoint touched.
         """
+        self.nonfinite.before_batch(self.network)
         loss, logits, label = self.loss(batch)
-        if not math.isfinite(loss.item()):
-            raise RunError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, batch {batch_idx}; "
-                f"the videos were: {', '.join(self._video_paths('train', batch['video_index'].tolist()))}. "
-                "Try a lower optim.lr, trainer.gradient_clip_val=1 or trainer.precision=32-true; "
-                "checkpoints are as they were"
-            )
+        if self._is_not_finite(loss, batch, batch_idx):
+            return loss
         size = len(label)
         self.train_metrics.update(logits.detach(), label)
         self.train_loss.update(loss.detach(), size)
@@ -135,6 +137,19 @@ class VideoClassifier(pl.LightningModule):
         self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=size)
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
         return loss
+
+    def _is_not_finite(self, loss: torch.Tensor, batch: Batch, batch_idx: int) -> bool:
+        where = f"epoch {self.current_epoch}, batch {batch_idx}"
+        videos = batch["video_index"]
+        return self.nonfinite.found(loss, where, lambda: self._video_paths("train", videos.tolist()))
+
+    def on_after_backward(self) -> None:
+        """Undo what a batch whose loss is not finite has done to batch norms."""
+        self.nonfinite.after_backward()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Leave out the step of a loss that is not finite."""
+        self.nonfinite.before_step(optimizer)
 
     def configure_optimizers(self) -> Any:
         """Optimiser and schedule of the recipe, stepped with every optimiser step."""
@@ -223,3 +238,9 @@ class VideoClassifier(pl.LightningModule):
         """Say what the file holds."""
         if self.description is not None:
             checkpoint["dtf"] = self.description
+        checkpoint["nonfinite"] = self.nonfinite.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up what is no weight."""
+        if "nonfinite" in checkpoint:
+            self.nonfinite.load_state_dict(checkpoint["nonfinite"])

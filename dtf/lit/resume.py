@@ -32,7 +32,7 @@ _FREE = (
     "grad_checkpointing",
 )
 # May change between the parts of a run, with a warning: more epochs, another machine, other test views.
-_CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "data.max_bad_fraction")
+_CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "data.max_bad_fraction", "nonfinite")
 
 
 def expand(arguments: list[str]) -> list[str]:
