@@ -61,7 +61,7 @@ class SignalAtStep(pl.Callback):
         signal: its name.
         step: optimiser steps before it.
         where: "batch": as the next training batch starts; "validation": within the validation that follows;
-            "saving": when half of the next checkpoint is written.
+            "test": within the test; "saving": when half of the next checkpoint is written.
     """
 
     def __init__(self, signal: str, step: int, where: str = "batch") -> None:
@@ -76,6 +76,10 @@ class SignalAtStep(pl.Callback):
 
     def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
         if trainer.global_step == self.step and self.where == "validation" and batch_idx == 1:
+            os.kill(os.getpid(), self.signal)
+
+    def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
+        if self.where == "test":
             os.kill(os.getpid(), self.signal)
 
     def save_half(self, checkpoint, file) -> None:

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
-from engine import FULL_RECIPE, run_forked
+from engine import FULL_RECIPE, TINY_MODEL, documented, run_forked, run_subprocess
+from pytorch_lightning.plugins.environments import LightningEnvironment
+from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from test_train import assert_same
 
+from dtf.lit import build
 from dtf.lit.checkpoint import load_checkpoint
+from dtf.lit.command import RunError
+from dtf.lit.survival import StopOnSignal
 
 
 def signals(*sent: tuple[str, int, str]) -> list[list[str]]:
@@ -52,10 +63,8 @@ def test_killed_and_stopped_again_and_again(tiny_data: list[str], tmp_path: Path
         f"stopped by SIGTERM in epoch 2 after step 5; saved: {folders[1]}/checkpoints/last.ckpt; "
         f"python train.py resume={folders[1]} goes on",
     ]
-    print(stopped[5].err)
-    note, line = stopped[5].err.splitlines()[-2:]
-    assert note == "SIGINT: stops after this step; Ctrl-C again ends at once"
-    assert "in epoch 3 after step 9" in line
+    assert "SIGINT: stops after this step; Ctrl-C again ends at once\n" in stopped[5].err
+    assert "stopped by SIGINT in epoch 3 after step 9" in stopped[5].err
 
     a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in folders)
     assert set(a) == set(b)
@@ -67,3 +76,87 @@ def test_killed_and_stopped_again_and_again(tiny_data: list[str], tmp_path: Path
     scores = [(f / "scores.csv").read_text() for f in folders]
     assert scores[0] == scores[1]
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_sweep_stops_and_its_job_is_requeued(command, tiny_data, tmp_path: Path, monkeypatch) -> None:
+    """Slurm's early warning, in a sweep of two runs."""
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/called"\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    done = command(
+        *(
+            "train.py",
+            "-m",
+            "model=dtf_tiny,c2d_tiny",
+            *tiny_data,
+            "trainer.max_epochs=2",
+            "data.batch_size=10",
+        ),
+        *("callbacks=none", "logger=none", *signals(("SIGUSR1", 0, "batch"))[0], f"output={tmp_path}/sweep"),
+    )
+    assert done.code == 128 + 10
+    assert "in epoch 1 after step 1; saved: " in done.err
+    assert "; the same command goes on\njob 7 is requeued\n" in done.err
+    assert (tmp_path / "called").read_text() == "requeue 7\n"
+    runs = [p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()]
+    assert runs == ["model-dtf_tiny"], "the second one was not begun"
+
+
+def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    done = command(
+        *("train.py", *tiny_data, *TINY_MODEL, "debug=step", "callbacks=none", "logger=none"),
+        *(*signals(("SIGTERM", 0, "test"))[0], f"output={tmp_path}/run"),
+    )
+    assert done.code == 143
+    assert not (tmp_path / "run" / "results.json").exists()
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stop = StopOnSignal(tmp_path)
+    stop._note(signal.SIGINT, None)
+    stop._note(signal.SIGINT, None)  # the terminal and a launcher may both pass the first one on
+    stop._since -= 2
+    with pytest.raises(KeyboardInterrupt):
+        stop._note(signal.SIGINT, None)
+    assert capfd.readouterr().err == "SIGINT: stops after this step; Ctrl-C again ends at once\n"
+
+
+def test_a_failed_run_takes_its_other_processes_along(tmp_path: Path) -> None:
+    """Lightning watches them, and would kill this process because of the exit code of those."""
+
+    class Trainer:
+        loggers: tuple = ()
+        strategy = type("Strategy", (), {})()
+
+    launcher = Trainer.strategy.launcher = _SubprocessScriptLauncher(LightningEnvironment(), 2, 1)
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    launcher.procs.append(process)
+    start = time.monotonic()
+    with pytest.raises(RunError, match="ours"), build.running(Trainer()):  # type: ignore[arg-type]
+        raise RunError("ours")
+    assert process.returncode == -9
+    assert launcher.procs == []
+    assert time.monotonic() - start < 30
+
+
+def test_documented_commands_over_two_processes(tiny_data: list[str], tmp_path: Path) -> None:
+    """docs/distributed.md: a run over two processes is stopped by SIGTERM; torchrun goes on with it."""
+    small = [*tiny_data, *TINY_MODEL, "trainer.max_epochs=2", "callbacks=none", "logger=none"]
+    small += ["data.batch_size=5", f"output={tmp_path}/run"]
+    done = run_subprocess(
+        *documented("distributed.md", "python train.py trainer=ddp_sim"),
+        *(*small, *signals(("SIGTERM", 1, "batch"))[0]),
+        PYTHONPATH="tests",
+    )
+    assert done.code == 143, done.err
+    assert "stopped by SIGTERM in epoch 1 after step 2; saved: " in done.err
+    done = run_subprocess(*documented("distributed.md", "torch.distributed.run"), *small)
+    assert done.code == 0, done.err
+    assert "going on after epoch" in done.out
+    last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 4, "20 videos, 5 on each of two processes, 2 epochs"
+    assert (tmp_path / "run" / "results.json").exists()
+    assert len(list(tmp_path.rglob(".hydra"))) == 1

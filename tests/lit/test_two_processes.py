@@ -228,3 +228,20 @@ def test_a_signal_to_one_process_stops_both(both) -> None:
     assert codes == [128 + 10, 0], "the first one speaks for all"
     assert [len(found["signal"]["losses"]) for found in two] == [2, 2]
     assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+def test_sync_batchnorm_reaches_the_spectral_norms() -> None:
+    """The conversion; what it then computes over processes is that of GatheredNorm above."""
+    net = tiny()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    video = torch.randn(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = net(video)
+    net.load_state_dict(before)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+    blocks = [m for m in converted.modules() if isinstance(m, DTFBlock)]
+    assert blocks
+    assert all(type(block.norm) is nn.SyncBatchNorm and not block.norm.affine for block in blocks)
+    kinds = {type(m) for m in converted.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm}
+    assert converted.state_dict().keys() == before.keys()
+    assert torch.equal(converted(video), expected)

@@ -117,6 +117,14 @@ def test_forward_and_backward_reach_every_parameter(name):
 
 
 @pytest.mark.parametrize("name", OWN)
+def test_a_fresh_network_has_no_unused_parameters(name):
+    """DDP waits for a gradient of each parameter: zero will do (fresh DTF blocks), none at all will not."""
+    model = small(name, drop_path_rate=0.5).train()
+    model(torch.randn(2, 3, 8, 32, 32)).sum().backward()
+    assert [n for n, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", OWN)
 def test_arguments_are_plain_data_that_build_the_network_again(name):
     model = small(name).eval()
     arguments = json.loads(json.dumps(model.arguments))
