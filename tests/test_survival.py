@@ -15,6 +15,7 @@ import torch
 from engine import FULL_RECIPE, TINY_MODEL, documented, run_forked, run_subprocess
 from pytorch_lightning.plugins.environments import LightningEnvironment
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
+from test_sweep import program, start, wait_for  # noqa: F401 - the first one is a fixture
 from test_train import assert_same
 
 from dtf.lit import build
@@ -78,36 +79,43 @@ def test_killed_and_stopped_again_and_again(tiny_data: list[str], tmp_path: Path
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_sweep_stops_and_its_job_is_requeued(command, tiny_data, tmp_path: Path, monkeypatch) -> None:
-    """Slurm's early warning, in a sweep of two runs."""
+def test_a_job_of_slurm_is_requeued(command, tiny_data, tmp_path: Path, monkeypatch) -> None:
+    """Slurm's early warning."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/called"\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     done = command(
-        *(
-            "train.py",
-            "-m",
-            "model=dtf_tiny,c2d_tiny",
-            *tiny_data,
-            "trainer.max_epochs=2",
-            "data.batch_size=10",
-        ),
-        *("callbacks=none", "logger=none", *signals(("SIGUSR1", 0, "batch"))[0], f"output={tmp_path}/sweep"),
+        *(*documented("distributed.md", "every_n_steps=500"), *tiny_data, *TINY_MODEL, "data.batch_size=10"),
+        *("callbacks=none", "logger=none", *signals(("SIGUSR1", 0, "batch"))[0], f"output={tmp_path}/run"),
     )
-    assert done.code == 128 + 10
+    assert done.code == 128 + 10, done.err
     assert "in epoch 1 after step 1; saved: " in done.err
-    assert "; the same command goes on\njob 7 is requeued\n" in done.err
+    assert f"resume={tmp_path}/run goes on\njob 7 is requeued\n" in done.err
     assert (tmp_path / "called").read_text() == "requeue 7\n"
-    runs = [p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir()]
-    assert runs == ["model-dtf_tiny"], "the second one was not begun"
+
+
+def test_a_sweep_waits_for_its_run_to_save_and_stops(program: Path) -> None:  # noqa: F811
+    """SIGTERM to the sweep alone; its run, in a process of its own, takes a while to end."""
+    work = program / "work.py"
+    save = "lambda *_: (time.sleep(0.5), (folder / 'saved').touch(), sys.exit(143))"
+    line = f"    signal.signal(signal.SIGTERM, {save})\n    steps ="
+    work.write_text(work.read_text().replace("    steps =", line))
+    process = start(program, "part=a,b", WAIT="a")
+    wait_for(program / "out" / "part-a" / "steps.txt")
+    process.terminate()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, err
+    assert (program / "out" / "part-a" / "saved").exists()
+    assert not (program / "out" / "part-b").exists()
+    assert "1 unfinished" in out
 
 
 def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGTERM)
     done = command(
-        *("train.py", *tiny_data, *TINY_MODEL, "debug=step", "callbacks=none", "logger=none"),
-        *(*signals(("SIGTERM", 0, "test"))[0], f"output={tmp_path}/run"),
+        *(*documented("distributed.md", "nonfinite=skip"), *tiny_data, *TINY_MODEL, "debug=step"),
+        *("callbacks=none", "logger=none", *signals(("SIGTERM", 0, "test"))[0], f"output={tmp_path}/run"),
     )
     assert done.code == 143
     assert not (tmp_path / "run" / "results.json").exists()

@@ -57,6 +57,8 @@ SWEEP_PROCESS = "DTF_SWEEP_PROCESS"
 """Environment variable by which a sweep tells its runs whom they must not outlive."""
 FAILURE = "failure.txt"
 """In the folder of a run that failed: the reason in the first line, then the trace."""
+STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+"""Exit codes of a run that has saved because a signal asked it to stop, see `dtf.lit.survival`."""
 RESULTS = "results.json"
 """In the folder of a run that is finished."""
 
@@ -352,11 +354,15 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         [sys.executable, str(script), *overrides, f"output={quoted(folder)}"], env=environment
     ) as process:
         try:
-            code = process.wait()
+            with _passing_signals_on(process):
+                code = process.wait()
         except BaseException:
             # Ctrl-C reaches both, but they may have been started in another way.
             process.terminate()
             raise
+    if code in STOPPED:
+        # Not this run alone is to stop. It has saved and said how to go on.
+        sys.exit(code)
     if code == 0:
         return json.loads(results.read_text()).get("metrics", {}) if results.is_file() else {}
     if failure(folder) is None:
@@ -364,6 +370,21 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         _record(folder, f"its process {ended}", "")
     log.error("%s failed: %s", folder.name, failure(folder))
     return None
+
+
+@contextmanager
+def _passing_signals_on(process: subprocess.Popen) -> Iterator[None]:
+    """Hand signals that ask to stop on to a run and let it save: Slurm kills what outlives a task."""
+    numbers = (signal.SIGTERM, signal.SIGUSR1)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = [signal.signal(n, lambda number, _: process.send_signal(number)) for n in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
 
 
 def _end_with_sweep() -> None:
@@ -405,10 +426,14 @@ def _say_what_is_swept(arguments: list[str]) -> list[str]:
     texts = [a for a in arguments if not a.startswith("-") and "=" in a]
     overrides = OverridesParser.create().parse_overrides(texts)
     fixed = ",".join(quoted(o.key_or_group) for o in overrides if not o.is_sweep_override())
-    # Beside the others: argparse wants all of them in one piece.
-    place = arguments.index(texts[0]) if texts else len(arguments)
-    told = f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]"
-    return [*arguments[:place], told, *arguments[place:]]
+    return with_override(arguments, f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
+
+
+def with_override(arguments: list[str], override: str) -> list[str]:
+    """Add an override behind the others: argparse wants them in one piece, whatever flag comes last."""
+    places = [i for i, a in enumerate(arguments) if "=" in a and not a.startswith("-")]
+    end = 1 + places[-1] if places else len(arguments)
+    return [*arguments[:end], override, *arguments[end:]]
 
 
 def quoted(text: object) -> str:
@@ -448,9 +473,9 @@ def _share_folder(arguments: list[str]) -> list[str]:
             job = f"slurm-{os.environ['SLURM_JOB_ID']}"
         if job == "none":
             raise RunError("several processes were started at once: name their common folder, output=DIR")
-        arguments = [*arguments, f"output=outputs/{job}"]
+        arguments = with_override(arguments, f"output=outputs/{job}")
     if not is_first_process():
-        arguments = [*arguments, "hydra.output_subdir=null"]
+        arguments = with_override(arguments, "hydra.output_subdir=null")
     return arguments
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dtf.lit.checkpoint import load_checkpoint
-from dtf.lit.command import plain
+from dtf.lit.command import plain, with_override
 
 CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
 """What decides how a network sees a video: right for every data set that it is evaluated on."""
@@ -50,7 +50,7 @@ def choose_data(arguments: list[str]) -> list[str]:
         raise ValueError(
             f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"
         )
-    return [*arguments, f"data={name}"]
+    return with_override(arguments, f"data={name}")
 
 
 def apply_stored(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collection[str]) -> list[str]:

@@ -19,12 +19,11 @@ from typing import Any, NoReturn
 
 import pytorch_lightning as pl
 import torch
-from hydra.core.hydra_config import HydraConfig
-from hydra.types import RunMode
 from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
+from dtf.lit.command import SWEEP_FOLDER
 from dtf.lit.report import shown
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -188,8 +187,9 @@ class StopOnSignal(Checkpoint):
             last = self.folder / "checkpoints" / "last.ckpt"
             saved = shown(last) if last.is_file() else "nothing (callbacks.last=null)"
             command = "python train.py" if started_here else "the same command with"
-            sweep = HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
-            how = "the same command" if sweep else f"{command} resume={shown(self.folder)}"
+            how = (
+                "the same command" if SWEEP_FOLDER in os.environ else f"{command} resume={shown(self.folder)}"
+            )
             print(
                 f"stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch + 1} after step "
                 f"{trainer.global_step}; saved: {saved}; {how} goes on",

@@ -130,3 +130,9 @@ def test_changes_leave_out_where_a_run_happens() -> None:
     old = {"output": "a", "seed": 0, "data": {"root": "/a", "clip_length": 8}, "logger": {"csv": {}}}
     new = {"output": "b", "seed": 1, "data": {"root": "/b", "clip_length": 8, "flip": 1}, "logger": {}}
     assert resume.changes(old, new) == ["data.flip: absent -> 1", "seed: 0 -> 1"]
+
+
+def test_overrides_stay_in_one_piece() -> None:
+    assert command.with_override(["a=1", "-m"], "b=2") == ["a=1", "b=2", "-m"]
+    assert command.with_override(["-m", "a=1"], "b=2") == ["-m", "a=1", "b=2"]
+    assert command.with_override(["-m"], "b=2") == ["-m", "b=2"]
