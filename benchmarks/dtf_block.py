@@ -17,7 +17,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,10 @@ def measure(channels: int, side: int, options: argparse.Namespace) -> dict[str, 
     nn.init.normal_(reference.bias)
     block = DTFBlock(channels, options.frames, backend=options.backend)
     block.load_state_dict(reference.state_dict())
+    if dtype == torch.float64:
+        # Below float32, parameters stay in float32, as under autocast.
+        block.double()
+        reference.double()
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     modules: dict[str, nn.Module] = {"block": block, "reference": reference, "conv": conv.to(dtype)}
     for module in modules.values():
@@ -149,7 +153,7 @@ def measure(channels: int, side: int, options: argparse.Namespace) -> dict[str, 
     return row
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -165,9 +169,18 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     if options.rounds < 2:
         parser.error("--rounds must be at least 2, for a median and its spread")
+    for name, least in (("frames", 1), ("clips", 1), ("threads", 1), ("warmup", 0)):
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, got {getattr(options, name)}")
+    if options.device.startswith("cuda") and not torch.cuda.is_available():
+        parser.error(f"--device {options.device}: torch {torch.__version__} sees no GPU here")
+    if options.backend == "cupy" and not options.device.startswith("cuda"):
+        parser.error(f"--backend cupy needs --device cuda, got {options.device}")
+    if options.json and not options.json.absolute().parent.is_dir():
+        parser.error(f"--json {options.json}: there is no such folder")
     torch.set_num_threads(options.threads)
     facts = environment(torch.device(options.device))
     form = "compiled" if options.compile else "eager"
