@@ -1,4 +1,4 @@
-"""The benchmark of a block runs on a CPU in its smallest form, checks before it measures, and names faults."""
+"""The benchmark of a block runs on a CPU in its smallest form, checks before it measures and names faults."""
 
 from __future__ import annotations
 
