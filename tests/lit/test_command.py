@@ -98,9 +98,9 @@ def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatc
 def test_a_sweep_names_folders_by_what_changes() -> None:
     arguments = ["-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b", "+betas=[0.9, 0.99]"]
     told = command._say_what_is_swept(arguments)
-    assert [*told[:1], *told[2:]] == arguments
+    assert told[:-1] == arguments
     assert command._say_what_is_swept(["seed=1,2", "--multirun"])[-1] == "--multirun"
-    fixed = OverridesParser.create().parse_overrides(told[1:2])[0].value()
+    fixed = OverridesParser.create().parse_overrides(told[-1:])[0].value()
     assert fixed == ["seed", "data.root", "betas"]
     # Hydra writes values in its own way: the list has lost its space.
     run = ["optim.lr=1e-3", "seed=1", "data.root=/a/b", "+betas=[0.9,0.99]"]
