@@ -8,6 +8,8 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
+from dtf.lit.command import RunError
+
 
 class AverageWeights(WeightAveraging):
     """Lightning's weight averaging as an exponential moving average, updated after each optimiser step.
@@ -45,9 +47,19 @@ class AverageWeights(WeightAveraging):
             torch._foreach_copy_(average, current)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Follow the network to its device."""
+        """Follow the network, which has its device and precision by now.
+
+        Raises:
+            RunError: its weights have 16 bits, in which an average would never move.
+        """
         assert self._average_model is not None
-        self._average_model.to(pl_module.device)
+        average = self._average_model.module
+        pairs = ((average.parameters(), pl_module.parameters()), (average.buffers(), pl_module.buffers()))
+        for mine, theirs in (pair for both in pairs for pair in zip(*both, strict=True)):
+            if theirs.is_floating_point() and theirs.element_size() < 4:
+                raise RunError("ema needs weights of 32 bits: trainer.precision=bf16-mixed or 16-mixed")
+            mine.data = mine.data.to(theirs)
+        self._average_model.n_averaged = self._average_model.n_averaged.to(pl_module.device)
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the average, where this is a validation within training."""

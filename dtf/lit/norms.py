@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -21,6 +23,19 @@ def backbone_norms(network: nn.Module) -> list[_BatchNorm]:
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+class _InContext(nn.Module):
+    """A network called in a context: that of its precision, which must not reach the reading of clips."""
+
+    def __init__(self, network: nn.Module, context: Callable[[], AbstractContextManager[Any]]) -> None:
+        super().__init__()
+        self.network = network
+        self.context = context
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        with self.context():
+            return self.network(video)
 
 
 class PreciseNorm(Callback):
@@ -60,12 +75,16 @@ class PreciseNorm(Callback):
         # A loader and a sampler of its own: the place of training in its epoch stays where it is.
         loader = trainer.datamodule.train_dataloader()  # type: ignore[attr-defined]
         loader.sampler.set_epoch(trainer.current_epoch)
-        videos = (trainer.strategy.batch_to_device(batch, dataloader_idx=0)["video"] for batch in loader)
+        precision = trainer.precision_plugin
+        videos = (
+            trainer.strategy.batch_to_device(precision.convert_input(batch), dataloader_idx=0)["video"]
+            for batch in loader
+        )
         buffers = [(norm.running_mean, norm.running_var) for norm in norms]
         for norm in norms:
             norm.train()
-        with trainer.precision_plugin.val_step_context():
-            update_bn_stats(network, videos, min(self.num_batches, len(loader)))
+        step = _InContext(network, precision.val_step_context)
+        update_bn_stats(step, videos, min(self.num_batches, len(loader)))
         for norm, (mean, variance) in zip(norms, buffers, strict=True):
             norm.eval()
             square = trainer.strategy.reduce(norm.running_var + norm.running_mean**2, reduce_op="mean")

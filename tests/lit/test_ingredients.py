@@ -21,7 +21,7 @@ from dtf.lit import build
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import plain
+from dtf.lit.command import RunError, plain
 from dtf.lit.mixing import Mixing
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.models import DTFBlock
@@ -286,6 +286,11 @@ def test_a_checkpoint_holds_both_and_an_exception_mixes_nothing_up(tmp_path: Pat
     for name in ("layer.weight", "layer.bias"):
         torch.testing.assert_close(saved["state_dict"][f"network.{name}"].double(), expected[name])
         assert torch.equal(saved["current_model_state"][f"network.{name}"], weights.states[-1][name])
+
+
+def test_weights_of_16_bits_are_refused() -> None:
+    with pytest.raises(RunError, match="ema needs weights of 32 bits"):
+        fit(VideoClassifier(Linear(), 2, SGD), AverageWeights(0.5), precision="bf16-true")
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, "x", True])

@@ -21,7 +21,9 @@ from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from dtf.data.dataset import EpochSampler, ResumableLoader
+from dtf.lit.averaging import AverageWeights
 from dtf.lit.classifier import VideoClassifier
+from dtf.lit.norms import PreciseNorm
 from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.models import DTFBlock
 
@@ -136,6 +138,11 @@ def experiments(folder: Path, devices: int, rank: int = 0) -> dict[str, dict]:
     batch = 4 // devices
     model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
     found = {"equal": fit(Data(12, 7, batch), model, folder=folder, devices=devices)}
+    model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
+    found["ema"] = fit(Data(12, 7, batch), model, AverageWeights(0.5), folder=folder, devices=devices)
+    # The same weights all along: the stem's statistics are those of the data.
+    model = VideoClassifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
+    found["precise"] = fit(Data(12, 7, batch), model, PreciseNorm(3), folder=folder, devices=devices)
     if devices > 1:
         # 13 videos: one process has fewer of its own than the other. Video 5 is on one process only.
         # No norm that gathers: it would hand the NaN on by itself.
@@ -187,6 +194,31 @@ def test_losses_gradients_weights_and_metrics(both) -> None:
         torch.testing.assert_close(second[key], one[key], **exact)
     assert all(gradient.any() for gradient in one["gradients"][0].values())
     assert set(one["metrics"]) >= {"train/top1", "train/loss_epoch", "val/top1", "val/top5", "val/loss"}
+
+
+def test_averaged_weights(both) -> None:
+    _, two, alone = both
+    for found in two:
+        for key in ("state", "metrics"):
+            torch.testing.assert_close(found["ema"][key], alone["ema"][key], rtol=1e-5, atol=1e-7)
+        weight = "network.backbone.fc.weight"
+        assert not torch.allclose(found["ema"]["state"][weight], found["equal"]["state"][weight], rtol=1e-3)
+
+
+def test_precise_statistics_are_those_of_all_processes(both) -> None:
+    _, two, alone = both
+    clips = torch.stack([Clips(12)[i]["video"] for i in range(12)]).double()
+    net = tiny().double()
+    stem = net.backbone.conv1(net.fold(clips)).transpose(0, 1).flatten(1)
+    expected = stem.mean(1), stem.var(1, correction=0)
+    for found in (*two, alone):
+        state = found["precise"]["state"]
+        exact = tuple(state[f"network.backbone.bn1.running_{name}"] for name in ("mean", "var"))
+        torch.testing.assert_close(exact, expected, rtol=1e-6, atol=1e-8)
+    # Deeper ones depend on which clips meet in a batch, and are the same on both processes all the same.
+    for name, value in two[0]["precise"]["state"].items():
+        if name.endswith(("running_mean", "running_var")):
+            assert torch.equal(value, two[1]["precise"]["state"][name]), name
 
 
 def test_every_video_once_in_each_epoch(both) -> None:
