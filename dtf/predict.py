@@ -1,33 +1,61 @@
 """Classify video files with a trained network.
 
-    python -m dtf.predict VIDEO... checkpoint=PATH [views=3x1] [output=DIR] [top=5] [device=cpu]
+    python -m dtf.predict VIDEO|FOLDER... checkpoint=PATH [views=3x1] [top=5] [output=predictions]
+                          [window=2.0 [stride=1.0]] [video=true] [picture=false] [device=cpu]
 
-`checkpoint` is a .ckpt of train.py or a .safetensors file (`model.safetensors` of a run). It says everything
-else: network, class names, clip length, sampling, sizes, normalisation. For each video the best classes are
-printed, and drawn below the frames that the network saw; OUTPUT/predictions.json has them all. A file that
-cannot be read is named, the others go on, and the exit code is 1.
+`checkpoint` is a .ckpt of train.py, a .safetensors file (`model.safetensors` of a run), or a .onnx or .pt2
+file of `python -m dtf.export`. It says everything else: network, class names, clip length, sampling, sizes,
+normalisation. (.pt2 files can run code when loaded; trust=true says that this one may.)
+
+For each video the best classes are printed, and drawn below frames that the network saw. Of a folder all
+videos in it and below are taken. With `window`, in seconds, a window of that length slides over the video by
+`stride` seconds (half a window unless given): the picture then has the scores over time. `video=true` writes
+a copy of each video with classes and bars burnt in. OUTPUT gets
+
+    predictions.csv     a line for each video, written as soon as it is done
+    predictions.json    the same, with the windows
+    NAME.png            the picture
+    NAME.timeline.csv   start,end,class,score: the best classes of every window
+    NAME.annotated.mp4  the annotated video
+
+A video that cannot be read is named, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.command import nearest, one_line_errors
+from dtf.lit.options import number, parse_options, run_command, yes_or_no
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import nn
+    import torch
+    from rich.progress import Progress
 
     from dtf.data.datamodule import VideoDataModule
+    from dtf.sliding import Window
 
-OPTIONS = {"checkpoint": "", "views": "", "output": "predictions", "top": "5", "device": "auto"}
-FRAMES_DRAWN = 8
+OPTIONS = {
+    "checkpoint": "",
+    "views": "",
+    "top": "5",
+    "output": "predictions",
+    "window": "",
+    "stride": "",
+    "video": "false",
+    "picture": "true",
+    "device": "auto",
+    "trust": "false",
+}
+_WORKERS_FROM = 8  # fewer videos are read sooner than processes are up
 
 
 @dataclass(frozen=True)
@@ -38,238 +66,498 @@ class Prediction:
         video: path as given.
         error: why the video could not be read, "" where it could.
         classes: best classes, best first.
-        scores: their softmax scores, averaged over views, in 0..1.
-        frames: (T, S, S, 3) uint8, the first view, None for a broken video.
+        scores: their softmax scores, averaged over views (and windows), in 0..1.
+        frames: (n, S, S, 3) uint8: the first view, or one frame of every few windows; None for a broken
+            video.
+        windows: the W windows of a sliding prediction, else empty.
+        window_scores: (W, C) float32 softmax scores of all classes in each window; None without windows.
     """
 
     video: str
     error: str
-    classes: list[str]
-    scores: list[float]
-    frames: np.ndarray | None
+    classes: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    frames: np.ndarray | None = None
+    windows: list[Window] = field(default_factory=list)
+    window_scores: np.ndarray | None = None
 
 
 class Predictor:
     """A trained network with all that it takes to apply it to a video file.
 
     Args:
-        checkpoint: a .ckpt file of train.py or a .safetensors file.
-        views: "NxM" clips x crops; "": as the network was tested.
+        checkpoint: a .ckpt, .safetensors, .onnx or .pt2 file.
+        views: "NxM" clips x crops of a video or window; "": videos as the network was tested, windows 1x1.
         device: "cpu", "cuda", ... or "auto" (a GPU where there is one).
+        trust: whether a .pt2 file, which can run code, may be loaded.
 
     Attributes:
-        network: in evaluation mode, on `device`.
+        network: in evaluation mode, on `device`; None for an exported graph.
         class_names: C names.
 
     Raises:
         ValueError: the file is missing, damaged or not ours, or a setting is wrong.
     """
 
-    def __init__(self, checkpoint: str | os.PathLike[str], views: str = "", device: str = "auto") -> None:
-        import torch
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        views: str = "",
+        device: str = "auto",
+        trust: bool = False,
+    ) -> None:
+        from dtf.serving import open_classifier
 
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-        except RuntimeError:
-            raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device={device}: torch {torch.__version__} sees no GPU here")
-        network, self.class_names, settings = _load(Path(checkpoint))
-        self.network = network.to(self.device).eval()
-        self._data = _build_data(settings, views, Path(checkpoint))
+        self._classifier = open_classifier(Path(checkpoint), device, trust)
+        self.network = self._classifier.network
+        self.class_names = self._classifier.class_names
+        self.device = self._classifier.device
+        self._data = _build_data(self._classifier.data, views)
+        self._window_data = _build_data(self._classifier.data, views or "1x1")
+        # 10 x 3 views of a large network need not fit into memory at once.
+        self._batch_views = 4 if self.device.type == "cpu" else 16
 
     def __call__(self, video: str | os.PathLike[str], top: int = 5) -> Prediction:
-        """Classify a video file.
+        """Classify a video.
 
         Args:
-            video: its path.
+            video: path of a file, or of a folder of frames.
+            top: how many classes.
+        """
+        return next(self.each([video], top))
+
+    def each(self, videos: Sequence[str | os.PathLike[str]], top: int = 5) -> Iterator[Prediction]:
+        """Classify videos, in their order; many are read by processes of their own.
+
+        Args:
+            videos: paths.
             top: how many classes.
         """
         import torch
+        from torch.utils.data import DataLoader
 
         from dtf.data.dataset import EvalDataset
         from dtf.data.lists import VideoIndex
-        from dtf.data.transforms import normalize
 
         data = self._data
-        index = VideoIndex(os.sep, [os.path.abspath(video)], [0])
-        sample = EvalDataset(index, data.frame_samplers["test"], data.test_transform, data.num_clips)[0]
-        if sample["error"]:
-            return Prediction(os.fspath(video), sample["error"], [], [], None)
-        total = torch.zeros(len(self.class_names), dtype=torch.float64)
-        views_VTHWC = sample["video"]
-        # A few views at a time: 10 x 3 views of a large network need not fit into memory at once.
-        with torch.inference_mode():
-            for part in views_VTHWC.split(4):
-                clips = normalize(part.permute(0, 4, 1, 2, 3).to(self.device), data.mean, data.std)
-                total += self.network(clips).float().softmax(dim=1).double().sum(dim=0).cpu()
-        scores, order = (total / len(views_VTHWC)).sort(descending=True, stable=True)
-        return Prediction(
-            video=os.fspath(video),
-            error="",
-            classes=[self.class_names[i] for i in order[:top].tolist()],
-            scores=scores[:top].tolist(),
-            frames=views_VTHWC[0].numpy(),
+        paths = [os.path.abspath(video) for video in videos]
+        dataset = EvalDataset(
+            VideoIndex(os.sep, paths, [0] * len(paths)),
+            data.frame_samplers["test"],
+            data.test_transform,
+            data.num_clips,
         )
+        num_workers = data.num_workers if len(paths) >= _WORKERS_FROM else 0
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        for video, sample in zip(videos, loader, strict=True):
+            if sample["error"]:
+                yield Prediction(os.fspath(video), sample["error"])
+                continue
+            views_VTHWC = sample["video"]
+            parts = views_VTHWC.split(self._batch_views)
+            scores = torch.cat([self._scores(part) for part in parts]).mean(dim=0)
+            yield self._prediction(video, scores, top, views_VTHWC[0].numpy())
+
+    def slide(
+        self,
+        video: str | os.PathLike[str],
+        window_seconds: float,
+        stride_seconds: float,
+        top: int = 5,
+        on_window: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Classify every window of a video, of any length.
+
+        Args:
+            video: path of a file.
+            window_seconds, stride_seconds: see `dtf.sliding.slide`.
+            top: how many classes; those of the mean over windows.
+            on_window: called with (windows done, windows).
+        """
+        import numpy as np
+        import torch
+
+        from dtf.data.decode import VideoError, VideoReader
+        from dtf.draw import FRAMES_DRAWN
+        from dtf.sliding import read_windows, slide
+
+        data = self._window_data
+        sampler, transform = data.frame_samplers["test"], data.test_transform
+        name = os.fspath(video)
+        frames: dict[int, np.ndarray] = {}
+        batch: dict[int, torch.Tensor] = {}
+        done = 0
+        try:
+            with VideoReader(name) as reader:
+                windows = slide(reader, window_seconds, stride_seconds)
+                scores = np.empty((len(windows), len(self.class_names)), np.float32)
+                drawn = np.linspace(0, len(windows) - 1, FRAMES_DRAWN).round().astype(int).tolist()
+
+                def classify() -> None:
+                    views = torch.cat(list(batch.values()))
+                    parts = torch.cat([self._scores(part) for part in views.split(self._batch_views)])
+                    scores[list(batch)] = parts.unflatten(0, (len(batch), -1)).mean(dim=1).numpy()
+                    batch.clear()
+
+                for w, views in read_windows(reader, windows, sampler, transform, data.num_clips):
+                    if w in drawn:
+                        frames[w] = views[len(views) // 2, views.shape[1] // 2].numpy().copy()
+                    batch[w] = views
+                    if len(batch) * len(views) >= self._batch_views:
+                        classify()
+                    done += 1
+                    if on_window is not None:
+                        on_window(done, len(windows))
+                if batch:
+                    classify()
+        except VideoError as error:
+            return Prediction(name, str(error))
+        mean = torch.from_numpy(scores).double().mean(dim=0)
+        strip = np.stack([frames[w] for w in drawn])
+        return self._prediction(video, mean, top, strip, windows, scores)
+
+    def covers(self, video: str | os.PathLike[str], window_seconds: float) -> float:
+        """Seconds that a clip of the network spans in this video beyond the window, 0 where it fits."""
+        from dtf.data.decode import VideoError, VideoReader
+        from dtf.sliding import clip_seconds
+
+        try:
+            with VideoReader(video) as reader:
+                span = clip_seconds(self._window_data.frame_samplers["test"], reader.fps)
+        except (VideoError, ZeroDivisionError):
+            return 0.0
+        return span if span > window_seconds * 1.01 else 0.0
+
+    def _scores(self, views: torch.Tensor) -> torch.Tensor:
+        """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
+        return self._classifier.logits(views).softmax(dim=1).double()
+
+    def _prediction(
+        self, video: str | os.PathLike[str], scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any
+    ) -> Prediction:
+        best, order = scores.sort(descending=True, stable=True)
+        classes = [self.class_names[i] for i in order[:top].tolist()]
+        return Prediction(os.fspath(video), "", classes, best[:top].tolist(), frames, *windows)
 
 
-def _load(path: Path) -> tuple[nn.Module, list[str], dict[str, Any]]:
-    """Network, class names and data settings of a weights file of either kind."""
-    from dtf.lit.checkpoint import load_checkpoint
-    from dtf.models import load_weights
-
-    if path.suffix != ".safetensors":
-        checkpoint = load_checkpoint(path)
-        return checkpoint.build_network(), checkpoint.class_names, checkpoint.data
-    network, metadata = load_weights(path)
-    missing = [key for key in ("class_names", "data") if key not in metadata]
-    if missing:
-        raise ValueError(f"{path} does not say its {' and '.join(missing)}: it was not written by train.py")
-    return network, metadata["class_names"], metadata["data"]
-
-
-def _build_data(settings: dict[str, Any], views: str, path: Path) -> VideoDataModule:
+def _build_data(settings: dict[str, Any], views: str) -> VideoDataModule:
     """A data module that is only asked for its sampling and its transform."""
     from dtf.data.datamodule import VideoDataModule
     from dtf.lit.stored import CLIP_KEYS
 
-    missing = [key for key in CLIP_KEYS if key not in settings]
-    if missing:
-        raise ValueError(
-            f"{path} does not say data.{', data.'.join(missing)}: it was not written by train.py"
-        )
     chosen = {key: settings[key] for key in CLIP_KEYS}
-    test_views = views or settings.get("test_views", "1x1")
-    return VideoDataModule(root=".", num_workers=0, test_views=test_views, **chosen)
+    return VideoDataModule(root=".", test_views=views or settings.get("test_views", "1x1"), **chosen)
 
 
-def draw(path: Path, prediction: Prediction) -> None:
-    """Draw the frames that the network saw above the bars of its best classes, as PNG."""
-    import numpy as np
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    assert prediction.frames is not None
-    frames = prediction.frames
-    shown = frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES_DRAWN).round().astype(int))]
-    strip = np.concatenate(list(shown), axis=1)
-    num_classes = len(prediction.classes)
-    figure = Figure(figsize=(9, 9 / len(shown) + 0.6 + 0.35 * num_classes), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, height_ratios=[9 / len(shown), 0.3 + 0.35 * num_classes])
-    top.imshow(strip, aspect="equal")
-    top.set_axis_off()
-    top.set_title(_printable(os.path.basename(prediction.video)), fontsize=10, parse_math=False)
-    places = range(num_classes)
-    bottom.barh(places, prediction.scores, color="#4878a8")
-    # Names are data: `$` in one must not start a formula.
-    bottom.set_yticks(places, [_printable(name) for name in prediction.classes], parse_math=False)
-    bottom.invert_yaxis()
-    bottom.set_xlim(0, 1.12)
-    bottom.set_xticks([0, 0.25, 0.5, 0.75, 1])
-    for place, score in zip(places, prediction.scores, strict=True):
-        bottom.text(score + 0.01, place, f"{score:.1%}", va="center", fontsize=9)
-    for side in ("top", "right"):
-        bottom.spines[side].set_visible(False)
-    figure.savefig(path, dpi=110)
+# -------------------------------------------------------------------------------------------- command line
 
 
-def _printable(text: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in text.encode("utf-8", "replace").decode("utf-8"))
+@dataclass(frozen=True)
+class Request:
+    """What the command line asks for: `files` as given, the rest as the options of the same names."""
+
+    files: list[str]
+    checkpoint: str
+    views: str
+    top: int
+    output: str
+    window: float | None
+    stride: float
+    video: bool
+    picture: bool
+    device: str
+    trust: bool
 
 
-def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Command-line arguments as (videos, options).
+def parse(arguments: Sequence[str]) -> Request:
+    """Command-line arguments.
 
     Raises:
-        ValueError: an unknown option, no video, or no checkpoint.
+        ValueError: an unknown option, a wrong value, no video, or no checkpoint.
     """
-    videos, options = [], dict(OPTIONS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in OPTIONS:
-            options[key] = value
-        elif equals and re.fullmatch(r"\w+", key) and not os.path.exists(argument):
-            raise ValueError(
-                f"there is no option {key}{nearest(key, OPTIONS)} (there are: {', '.join(OPTIONS)})"
-            )
-        elif argument.startswith("--") and not os.path.exists(argument):
-            raise ValueError(f"there is no option {argument}; options are KEY=VALUE: {', '.join(OPTIONS)}")
-        else:
-            videos.append(argument)
+    files, options = parse_options(arguments, OPTIONS)
     if not options["checkpoint"]:
         raise ValueError("no checkpoint: add checkpoint=PATH, for example OUTPUT/checkpoints/best.ckpt")
-    if not videos:
+    if not files:
         raise ValueError("no video: python -m dtf.predict VIDEO... checkpoint=PATH")
-    if not (options["top"].isdecimal() and int(options["top"]) >= 1):
-        raise ValueError(f"top must be a number of classes, at least 1, got {options['top']!r}")
-    return videos, options
+    window = _seconds(options, "window")
+    if options["stride"] and window is None:
+        raise ValueError("stride has no effect without window: add window=SECONDS")
+    return Request(
+        files=files,
+        checkpoint=options["checkpoint"],
+        views=options["views"],
+        top=number(options, "top", 1, "classes"),
+        output=options["output"],
+        window=window,
+        stride=_seconds(options, "stride") or (window or 0.0) / 2,
+        video=yes_or_no(options, "video"),
+        picture=yes_or_no(options, "picture"),
+        device=options["device"],
+        trust=yes_or_no(options, "trust"),
+    )
+
+
+def _seconds(options: dict[str, str], key: str) -> float | None:
+    text = options[key]
+    if not text:
+        return None
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not float(text) > 0:
+        raise ValueError(f"{key} must be seconds above 0, for example {key}=2.0; got {text!r}")
+    return float(text)
+
+
+def find_videos(files: Sequence[str]) -> list[str]:
+    """The files as given, each folder replaced by the videos in it and below, sorted by path.
+
+    Hidden files and folders are left out, links to folders are not followed, and links to files only where
+    they stay inside the folder. A folder without videos stays: it may be one of frames, which is a video.
+    """
+    from dtf.data.lists import is_video_name
+
+    found = []
+    for file in files:
+        if not os.path.isdir(file):
+            found.append(file)
+            continue
+        inside = []
+        root = os.path.realpath(file)
+        for folder, subfolders, names in os.walk(file):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in names:
+                path = os.path.join(folder, name)
+                target = os.path.realpath(path)
+                if is_video_name(name) and target.startswith(os.path.join(root, "")):
+                    inside.append(path)
+        found.extend(sorted(inside) or [file])
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    with one_line_errors():
-        return _run(*parse(arguments))
-    return 1
+    return run_command(__doc__ or "", lambda given: _run(parse(given)), arguments)
 
 
-def _run(videos: list[str], options: dict[str, str]) -> int:
+def _run(request: Request) -> int:
     from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
 
     from dtf.lit.report import write_json
 
-    predictor = Predictor(options["checkpoint"], options["views"], options["device"])
-    folder = Path(options["output"])
+    predictor = Predictor(request.checkpoint, request.views, request.device, request.trust)
+    videos = find_videos(request.files)
+    folder = Path(request.output)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     records: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    failed = 0
-    for video in videos:
-        prediction = predictor(video, int(options["top"]))
-        record: dict[str, Any] = {"video": _printable(video), "error": prediction.error or None}
-        record["predictions"] = [
-            {"class": name, "score": score}
-            for name, score in zip(prediction.classes, prediction.scores, strict=True)
-        ]
-        if prediction.error:
-            failed += 1
-            print(f"error: {_printable(prediction.error)}", file=sys.stderr)
-        else:
-            picture = folder / _picture_name(video, taken)
-            draw(picture, prediction)
-            record["picture"] = picture.name
-            console.print(f"[bold]{escape(_printable(video))}[/bold]", soft_wrap=True)
-            table = Table(show_header=False)
-            for name, score in zip(prediction.classes, prediction.scores, strict=True):
-                table.add_row(escape(_printable(name)), f"{score:6.1%}", "█" * round(20 * score))
-            console.print(table)
-            console.print(f"picture: {escape(str(picture))}", soft_wrap=True)
-        records.append(record)
-        # After each video: a run that is cut off keeps what it has.
+    names = _Names()
+    try:
+        with _progress(console) as progress, open(folder / "predictions.csv", "w", newline="") as file:
+            rows = csv.writer(file)
+            top = min(request.top, len(predictor.class_names))
+            rows.writerow(
+                ["video", "error", *(f"{k}_{i}" for i in range(1, top + 1) for k in ("class", "score"))]
+            )
+            for prediction in _predictions(predictor, videos, request, progress):
+                record = _record(prediction)
+                if prediction.error:
+                    print(f"error: {record['error']}", file=sys.stderr)
+                else:
+                    try:
+                        record |= _write_files(
+                            folder, prediction, predictor.class_names, request, names, progress
+                        )
+                    except ValueError as error:
+                        # The video was classified; only its copy is missing.
+                        record["error"] = str(error)
+                        print(f"error: {error}", file=sys.stderr)
+                    _show(console, folder, prediction, record)
+                records.append(record)
+                best = [x for p in record["predictions"] for x in (p["class"], f"{p['score']:.6f}")]
+                rows.writerow([record["video"], record["error"] or "", *best])
+                file.flush()
+    finally:
+        # A run that is cut off keeps what it has.
         write_json(folder / "predictions.json", records)
+    failed = sum(bool(record["error"]) for record in records)
     if failed:
         print(f"error: {failed} of {len(videos)} videos could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _picture_name(video: str, taken: set[str]) -> str:
-    """A file name for a video's picture that no other one of this call has."""
-    stem = re.sub(r"[^\w.-]+", "_", _printable(Path(video).name)).strip(".") or "video"
-    name, count = f"{stem}.png", 1
-    while name in taken:
-        count += 1
-        name = f"{stem}-{count}.png"
-    taken.add(name)
-    return name
+def _predictions(
+    predictor: Predictor, videos: list[str], request: Request, progress: Progress
+) -> Iterator[Prediction]:
+    task = progress.add_task("videos", total=len(videos), visible=len(videos) > 1)
+    if request.window is None:
+        for prediction in predictor.each(videos, request.top):
+            yield prediction
+            progress.advance(task)
+        return
+    warned = False
+    for video in videos:
+        if not warned and (span := predictor.covers(video, request.window)):
+            warned = True
+            print(
+                f"warning: a clip of this network spans {span:.2f} s: in windows of {request.window:g} s it "
+                "repeats frames",
+                file=sys.stderr,
+            )
+        windows = progress.add_task("windows", total=None)
+
+        def show(done: int, total: int, task: Any = windows) -> None:
+            progress.update(task, completed=done, total=total)
+
+        yield predictor.slide(video, request.window, request.stride, request.top, show)
+        progress.remove_task(windows)
+        progress.advance(task)
+
+
+def _record(prediction: Prediction) -> dict[str, Any]:
+    """The entry of predictions.json."""
+    from dtf.draw import printable
+
+    return {
+        "video": printable(prediction.video),
+        "error": printable(prediction.error) or None,
+        "predictions": [
+            {"class": name, "score": score}
+            for name, score in zip(prediction.classes, prediction.scores, strict=True)
+        ],
+    }
+
+
+def _write_files(
+    folder: Path,
+    prediction: Prediction,
+    class_names: Sequence[str],
+    request: Request,
+    names: _Names,
+    progress: Progress,
+) -> dict[str, Any]:
+    """Picture, timeline and annotated video; returns what predictions.json says about them.
+
+    Raises:
+        ValueError: the annotated video cannot be written.
+    """
+    from dtf.draw import draw_prediction, draw_timeline, write_annotated
+
+    stem = names.stem(prediction.video)
+    about: dict[str, Any] = {}
+    overall = list(zip(prediction.classes, prediction.scores, strict=True))
+    windows, scores = prediction.windows, prediction.window_scores
+    assert prediction.frames is not None
+    if scores is not None:
+        best = [_best(row, class_names, request.top) for row in scores]
+        about["timeline"] = f"{stem}.timeline.csv"
+        with open(folder / about["timeline"], "w", newline="") as file:
+            rows = csv.writer(file)
+            rows.writerow(["start", "end", "class", "score"])
+            for window, caption in zip(windows, best, strict=True):
+                for name, score in caption:
+                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", name, f"{score:.6f}"])
+        about["windows"] = [
+            {
+                "start": round(window.start, 3),
+                "end": round(window.end, 3),
+                "predictions": [{"class": name, "score": score} for name, score in caption],
+            }
+            for window, caption in zip(windows, best, strict=True)
+        ]
+    if request.picture:
+        about["picture"] = f"{stem}.png"
+        path = folder / about["picture"]
+        if scores is None:
+            draw_prediction(path, prediction.video, prediction.frames, overall)
+        else:
+            draw_timeline(
+                path, prediction.video, windows, scores, class_names, prediction.frames, request.top
+            )
+    if request.video:
+        from dtf.data.decode import VideoReader
+
+        centres = [window.centre for window in windows]
+
+        def caption_at(seconds: float) -> list[tuple[str, float]]:
+            return best[_nearest(centres, seconds)] if centres else overall
+
+        with VideoReader(prediction.video) as reader:
+            task = progress.add_task("annotated video", total=reader.num_frames)
+            about["annotated"] = f"{stem}.annotated.mp4"
+            try:
+                write_annotated(
+                    folder / about["annotated"], reader, caption_at, lambda: progress.advance(task)
+                )
+            finally:
+                progress.remove_task(task)
+    return about
+
+
+def _best(scores: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, float]]:
+    order = (-scores).argsort(kind="stable")[:top]
+    return [(class_names[i], float(scores[i])) for i in order.tolist()]
+
+
+def _nearest(sorted_values: list[float], value: float) -> int:
+    from bisect import bisect
+
+    place = bisect(sorted_values, value)
+    if place in (0, len(sorted_values)):
+        return min(place, len(sorted_values) - 1)
+    return place if sorted_values[place] - value < value - sorted_values[place - 1] else place - 1
+
+
+def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, Any]) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    from dtf.draw import clock, printable
+
+    console.print(f"[bold]{escape(record['video'])}[/bold]", soft_wrap=True)
+    table = Table(show_header=False)
+    for name, score in zip(prediction.classes, prediction.scores, strict=True):
+        table.add_row(escape(printable(name)), f"{score:6.1%}", "█" * round(20 * score))
+    console.print(table)
+    if prediction.windows:
+        end = clock(prediction.windows[-1].end)
+        console.print(f"mean of {len(prediction.windows)} windows from 0 to {end}")
+    for key in ("picture", "timeline", "annotated"):
+        if key in record:
+            console.print(f"{key}: {escape(str(folder / record[key]))}", soft_wrap=True)
+
+
+@contextmanager
+def _progress(console: Any) -> Iterator[Progress]:
+    """Bars on a terminal, nothing elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
+    with Progress(
+        *columns,
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+        redirect_stderr=sys.stderr.isatty(),
+    ) as progress:
+        yield progress
+
+
+class _Names:
+    """File names for what is written about each video, all different within a call."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def stem(self, video: str) -> str:
+        """Such a name, without its ending."""
+        from dtf.draw import printable
+
+        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
+        stem, count = plain, 1
+        while stem in self._taken:
+            count += 1
+            stem = f"{plain}-{count}"
+        self._taken.add(stem)
+        return stem
 
 
 if __name__ == "__main__":

@@ -115,9 +115,9 @@ def test_wrong_input_is_one_line(tiny_checkpoint: Path, capsys, arguments: list[
 
 def test_a_video_with_an_equals_sign(tmp_path: Path) -> None:
     (tmp_path / "take=1.mp4").write_text("")
-    videos, options = parse(["take=1.mp4", "checkpoint=c=1.ckpt"])
-    assert videos == ["take=1.mp4"]
-    assert options["checkpoint"] == "c=1.ckpt"
+    request = parse(["take=1.mp4", "checkpoint=c=1.ckpt"])
+    assert request.files == ["take=1.mp4"]
+    assert request.checkpoint == "c=1.ckpt"
 
 
 def test_help(capsys) -> None:

@@ -9,6 +9,7 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 
 from __future__ import annotations
 
+import collections
 import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -47,6 +48,8 @@ _OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
 # Codecs for which leaving out unreferenced frames is exact. AV1 reads the flag once at open and would then
 # drop every frame; VP8 and VP9 ignore it.
 _SKIPS_NONREF = frozenset({"h264", "hevc", "mpeg4"})
+
+_GAP_PACKETS = 64
 
 
 class VideoError(ValueError):
@@ -292,19 +295,63 @@ class VideoReader(FrameReader, Video):
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `FrameReader`. VideoError: no frame, or less than half of the wanted ones, could be decoded."""
         wanted = self._wanted(indices)
+        yield from self._checked(
+            len(wanted), self._iter_counted(wanted) if self._sequential else self._iter_by_stamp(wanted)
+        )
+
+    def iter_forward(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Like `iter_frames` for videos of any length: strictly by rising index, in one pass, with the memory
+        of one frame.
+
+        A wanted frame that does not come is replaced by the next one that does, at the end by the last one.
+        """
+        wanted = self._wanted(indices)
+        yield from self._checked(
+            len(wanted), self._iter_counted(wanted) if self._sequential else self._iter_onward(wanted)
+        )
+
+    def _checked(
+        self, num_wanted: int, frames: Iterator[tuple[int, np.ndarray]]
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """The frames, and VideoError where too many of them are damaged or made up."""
         if self._container is None:
             raise ValueError(f"{self.name} was closed; open a new VideoReader to read from it")
         filled, errors, num_fed = self.filled, self.errors, self._num_fed
         try:
-            yield from self._iter_counted(wanted) if self._sequential else self._iter_by_stamp(wanted)
+            yield from frames
         except (av.FFmpegError, OSError) as error:  # the file went away or cannot be read any more
             reason = f"cannot be read ({error.strerror or type(error).__name__})"
             raise VideoError(self.path, reason) from error
         filled, errors, num_fed = self.filled - filled, self.errors - errors, self._num_fed - num_fed
         if errors > MAX_DAMAGED_FRACTION * num_fed:
             raise VideoError(self.path, f"is damaged: {errors} of {num_fed} packets could not be decoded")
-        if filled > MAX_FILLED_FRACTION * len(wanted):
-            raise VideoError(self.path, f"{filled} of {len(wanted)} wanted frames could not be decoded")
+        if filled > MAX_FILLED_FRACTION * num_wanted:
+            raise VideoError(self.path, f"{filled} of {num_wanted} wanted frames could not be decoded")
+
+    def _iter_onward(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        todo = collections.deque(wanted.tolist())
+        positions = self._position[wanted]
+        wanted_packets = set(positions.tolist())
+        ranges = self._ranges(positions)
+        if self._packets is None:
+            # Each range is another seek in the file; a short gap is cheaper to decode.
+            ranges = _join(ranges, _GAP_PACKETS)
+        last: np.ndarray | None = None
+        for start, stop in ranges:
+            for frame in self._decode_range(start, stop, wanted_packets):
+                index = self._index_of_pts.get(frame.pts)
+                if index is None or not todo or index < todo[0]:
+                    continue
+                last = self._to_array(frame)
+                while todo and todo[0] <= index:
+                    self.filled += todo[0] < index
+                    yield todo.popleft(), last
+        if todo and last is None:
+            raise VideoError(self.path, "no frame could be decoded")
+        self.filled += len(todo)
+        for index in todo:
+            assert last is not None
+            yield index, last
 
     def _iter_by_stamp(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         missing = set(wanted.tolist())
@@ -448,6 +495,17 @@ class VideoReader(FrameReader, Video):
         if self.rotation:
             array = np.ascontiguousarray(np.rot90(array, k=round(frame.rotation / 90)))
         return array
+
+
+def _join(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
+    """Sorted ranges [start, stop), those joined that are at most `gap` apart."""
+    joined: list[tuple[int, int]] = []
+    for start, stop in ranges:
+        if joined and start - joined[-1][1] <= gap:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
 
 
 def open_video(path: str | os.PathLike[str]) -> VideoReader:

@@ -1,0 +1,283 @@
+"""Pictures and videos of what a network says: frames with bars, a timeline, captions burnt into a video.
+
+Class and file names are data: unprintable signs are replaced, and `$` starts no formula.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dtf.data.decode import VideoError, VideoReader
+from dtf.sliding import Window
+
+FRAMES_DRAWN = 8
+MIN_VIDEO_PX = 256
+"""Smaller videos are enlarged by a whole number before captions are burnt in, so that they can be read."""
+
+_BAR_COLOUR = "#4878a8"
+_BAR_RGB = (72, 120, 168)
+_TICKS_PER_SECOND = 90_000
+
+Caption = list[tuple[str, float]]
+"""(class, score) pairs, best first."""
+
+
+def printable(text: str) -> str:
+    """The text with all that a terminal or a font cannot show replaced by "?"."""
+    return "".join(c if c.isprintable() else "?" for c in text.encode("utf-8", "replace").decode("utf-8"))
+
+
+def draw_prediction(path: Path, video: str, frames: np.ndarray, caption: Caption) -> None:
+    """Draw frames that the network saw above the bars of its best classes, as PNG.
+
+    Args:
+        path: of the picture.
+        video: its title.
+        frames: (T, S, S, 3) uint8.
+        caption: at least one class.
+    """
+    figure, (top, bottom) = _figure(9, [9 / _num_shown(frames), 0.3 + 0.35 * len(caption)], extra=0.3)
+    _strip(top, frames, video)
+    places = range(len(caption))
+    bottom.barh(places, [score for _, score in caption], color=_BAR_COLOUR)
+    bottom.set_yticks(places, [printable(name) for name, _ in caption], parse_math=False)
+    bottom.invert_yaxis()
+    bottom.set_xlim(0, 1.12)
+    bottom.set_xticks([0, 0.25, 0.5, 0.75, 1])
+    for place, (_, score) in zip(places, caption, strict=True):
+        bottom.text(score + 0.01, place, f"{score:.1%}", va="center", fontsize=9)
+    figure.savefig(path, dpi=110)
+
+
+def draw_timeline(
+    path: Path,
+    video: str,
+    windows: Sequence[Window],
+    scores: np.ndarray,
+    class_names: Sequence[str],
+    frames: np.ndarray,
+    num_drawn: int = 5,
+) -> None:
+    """Draw scores over time: a line for each class that is best somewhere, and which one is best when.
+
+    Args:
+        path: of the picture, PNG.
+        video: its title.
+        windows: W windows.
+        scores: (W, C) in 0..1; drawn at the centre of each window.
+        class_names: C names.
+        frames: (n, S, S, 3) uint8 at even distances over the video, n at least 1.
+        num_drawn: at most so many classes have a line: those that are best for most windows, then those with
+            the highest mean.
+    """
+    wins = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
+    drawn = np.lexsort((-scores.mean(axis=0), -wins))[:num_drawn].tolist()
+    figure, (top, middle, bottom) = _figure(11, [11 / len(frames), 3.2, 0.3], extra=1.0, joined=True)
+    _strip(top, frames, video)
+    colours = [f"C{i}" for i in range(10)]
+    centres = [window.centre for window in windows]
+    # Few windows are dots, many a line without them.
+    marker = "o" if len(windows) <= 60 else None
+    for place, c in enumerate(drawn):
+        middle.plot(centres, scores[:, c], color=colours[place % 10], marker=marker, markersize=3, lw=1.4)
+    middle.set_ylim(0, 1.02)
+    middle.set_ylabel("score")
+    middle.grid(alpha=0.3)
+    edges = [windows[0].start, *((a + b) / 2 for a, b in pairwise(centres)), windows[-1].end]
+    for first, stop, best in _runs(scores.argmax(axis=1).tolist()):
+        colour = colours[drawn.index(best) % 10] if best in drawn else "#bbbbbb"
+        bottom.axvspan(edges[first], edges[stop], color=colour, lw=0)
+    bottom.set_ylim(0, 1)
+    bottom.set_yticks([0.5], ["best"])
+    bottom.tick_params(axis="y", length=0)
+    bottom.set_xlim(windows[0].start, windows[-1].end)
+    bottom.xaxis.set_major_locator(_time_locator(windows[-1].end - windows[0].start))
+    bottom.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
+    bottom.set_xlabel("time" if windows[-1].end >= 60 else "time (s)")
+    labels = [printable(class_names[c]) for c in drawn]
+    handles = _swatches(colours, labels)
+    if any(wins[c] for c in range(len(wins)) if c not in drawn):
+        handles += _swatches(["#bbbbbb"], ["another class is best"])
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    figure.savefig(path, dpi=110)
+
+
+def clock(seconds: float) -> str:
+    """12.5 -> "12.5", 75 -> "1:15", 3675 -> "1:01:15"."""
+    if seconds < 60:
+        return f"{seconds:g}"
+    whole = round(seconds)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def _time_locator(span: float) -> Any:
+    from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+    for step in (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600):
+        if 30 <= span <= 12 * step:
+            return MultipleLocator(step)
+    return MaxNLocator(12)
+
+
+def _runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
+    """Stretches of equal values as (first, stop, value)."""
+    changes = [i for i in range(1, len(values)) if values[i] != values[i - 1]]
+    bounds = [0, *changes, len(values)]
+    return [(a, b, values[a]) for a, b in pairwise(bounds)]
+
+
+def _swatches(colours: Sequence[str], labels: Sequence[str]) -> list[Any]:
+    from matplotlib.patches import Patch
+
+    return [Patch(color=colours[i % 10], label=label) for i, label in enumerate(labels)]
+
+
+def _figure(width: float, heights: Sequence[float], extra: float, joined: bool = False) -> tuple[Any, Any]:
+    """A figure of axes above each other, heights in inches; the first is for pictures."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(heights), 1, height_ratios=list(heights))
+    for axis in axes[1:]:
+        for side in ("top", "right"):
+            axis.spines[side].set_visible(False)
+    if joined:
+        axes[1].sharex(axes[2])
+        axes[1].tick_params(labelbottom=False)
+    return figure, axes
+
+
+def _num_shown(frames: np.ndarray) -> int:
+    return min(FRAMES_DRAWN, len(frames))
+
+
+def _strip(axis: Any, frames: np.ndarray, title: str) -> None:
+    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES_DRAWN).round().astype(int))]
+    axis.imshow(np.concatenate(list(chosen), axis=1), aspect="equal")
+    axis.set_axis_off()
+    axis.set_title(printable(os.path.basename(title)), fontsize=10, parse_math=False)
+
+
+# ------------------------------------------------------------------------------------- captions in a video
+
+
+def write_annotated(
+    path: Path,
+    reader: VideoReader,
+    caption_at: Callable[[float], Caption],
+    on_frame: Callable[[], None] | None = None,
+) -> None:
+    """Write a copy of a video with classes and bars burnt into its frames, as MP4 that browsers play.
+
+    H.264 in yuv420p at the times of the original, whatever its rate; without sound. Frames with an odd side
+    lose a row or column of pixels, as the format wants.
+
+    Args:
+        path: of the MP4 file, which appears when it is whole.
+        reader: of the video.
+        caption_at: what to show at a time in seconds.
+        on_frame: called after each frame.
+
+    Raises:
+        VideoError: the video has no frame rate, or too much of it cannot be decoded.
+    """
+    import av
+
+    if not reader.fps > 0:
+        raise VideoError(reader.path, "has no frame rate, which an annotated video needs")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    panels = _Panels()
+    try:
+        with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as container:
+            stream: Any = None
+            for index, frame in reader.iter_forward(range(reader.num_frames)):
+                enlarged = _enlarge(frame)
+                if stream is None:
+                    stream = container.add_stream(
+                        "libx264", rate=Fraction(reader.fps).limit_denominator(1001), options={"crf": "20"}
+                    )
+                    stream.height, stream.width = enlarged.shape[:2]
+                    stream.pix_fmt = "yuv420p"
+                    stream.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
+                seconds = float(reader.frame_seconds[index])
+                panels.burn(enlarged, caption_at(seconds))
+                picture = av.VideoFrame.from_ndarray(enlarged, format="rgb24")
+                picture.pts = round(seconds * _TICKS_PER_SECOND)
+                picture.time_base = Fraction(1, _TICKS_PER_SECOND)
+                container.mux(stream.encode(picture))
+                if on_frame is not None:
+                    on_frame()
+            assert stream is not None
+            container.mux(stream.encode(None))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _enlarge(frame: np.ndarray) -> np.ndarray:
+    """(H, W, 3) -> a copy with even sides, the shorter at least `MIN_VIDEO_PX`."""
+    height, width = frame.shape[:2]
+    factor = math.ceil(MIN_VIDEO_PX / min(height, width))
+    if factor > 1:
+        frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
+    height, width = frame.shape[:2]
+    return np.ascontiguousarray(frame[: height - height % 2, : width - width % 2]).copy()
+
+
+class _Panels:
+    """Captions as half-transparent pictures; the last one is kept, as neighbouring frames share it."""
+
+    def __init__(self) -> None:
+        self._key: Any = None
+        self._panel = np.zeros((0, 0, 4))
+
+    def burn(self, frame: np.ndarray, caption: Caption) -> None:
+        """Draw a caption into the lower left of a frame (H, W, 3) uint8, in place."""
+        key = (frame.shape, tuple(caption))
+        if key != self._key:
+            self._key, self._panel = key, _panel(frame.shape[0], frame.shape[1], caption)
+        height, width = self._panel.shape[:2]
+        part = frame[frame.shape[0] - height :, :width]
+        alpha = self._panel[:, :, 3:] / 255
+        part[:] = (part * (1 - alpha) + self._panel[:, :, :3] * alpha).round().astype(np.uint8)
+
+
+def _panel(height: int, width: int, caption: Caption) -> np.ndarray:
+    """(h, w, 4): a line for each class with a bar behind it; at most 45 % of the frame's height."""
+    import matplotlib as mpl
+    from PIL import Image, ImageDraw, ImageFont
+
+    size = max(13, round(min(height, width) / 28))
+    row, margin = round(size * 1.5), round(size * 0.5)
+    shown = caption[: max(1, int(0.45 * height) // row)]
+    # Pillow's own font lacks most of Unicode; matplotlib ships DejaVu.
+    font = ImageFont.truetype(os.path.join(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+    panel_width = min(width, max(round(width * 0.4), size * 18))
+    image = Image.new("RGBA", (panel_width, row * len(shown) + 2 * margin), (0, 0, 0, 150))
+    draw = ImageDraw.Draw(image)
+    percent_width = draw.textlength("100.0%", font=font)
+    room = panel_width - 3 * margin - percent_width
+    for place, (name, score) in enumerate(shown):
+        top = margin + place * row
+        bar = (panel_width - 2 * margin) * min(1.0, max(0.0, score))
+        draw.rectangle((margin, top + 1, margin + bar, top + row - 2), fill=(*_BAR_RGB, 230))
+        text = printable(name)
+        while len(text) > 1 and draw.textlength(text, font=font) > room:
+            text = text[:-2] + "…"
+        middle = top + row / 2
+        draw.text((margin * 1.5, middle), text, font=font, fill="white", anchor="lm")
+        draw.text((panel_width - margin * 1.2, middle), f"{score:.1%}", font=font, fill="white", anchor="rm")
+    return np.asarray(image, dtype=np.float32)

@@ -1,0 +1,83 @@
+"""Command lines of the tools that need no configuration: files and KEY=VALUE options."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+
+from dtf.lit.command import nearest, one_line_errors
+
+
+def parse_options(arguments: Sequence[str], known: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
+    """Command-line arguments as (files, options).
+
+    A file whose name has a "=" is taken for a file when it exists.
+
+    Args:
+        arguments: as in `sys.argv[1:]`.
+        known: options with their default values.
+
+    Raises:
+        ValueError: an unknown option, with the nearest known one.
+    """
+    files, options = [], dict(known)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and key in known:
+            options[key] = value
+        elif equals and re.fullmatch(r"\w+", key) and not os.path.exists(argument):
+            raise ValueError(f"there is no option {key}{nearest(key, known)} (there are: {', '.join(known)})")
+        elif argument.startswith("--") and not os.path.exists(argument):
+            raise ValueError(f"there is no option {argument}; options are KEY=VALUE: {', '.join(known)}")
+        else:
+            files.append(argument)
+    return files, options
+
+
+def yes_or_no(options: Mapping[str, str], key: str) -> bool:
+    """The value of a switch.
+
+    Raises:
+        ValueError: it is neither true nor false.
+    """
+    value = options[key].lower()
+    if value not in ("true", "false"):
+        raise ValueError(f"{key} must be true or false, got {options[key]!r}")
+    return value == "true"
+
+
+def number(options: Mapping[str, str], key: str, least: int, what: str) -> int:
+    """The value of a whole-number option.
+
+    Args:
+        options: as `parse_options` returns.
+        key: of the option.
+        least: smallest allowed value.
+        what: it counts.
+
+    Raises:
+        ValueError: anything else.
+    """
+    value = options[key]
+    if not (value.isascii() and value.isdecimal() and int(value) >= least):
+        raise ValueError(f"{key} must be a number of {what}, at least {least}, got {value!r}")
+    return int(value)
+
+
+def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:
+    """Run a tool: help on request, a user's mistakes in one line.
+
+    Args:
+        text: the help.
+        run: takes the arguments, returns the exit code.
+        arguments: None: those of the process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or any(a in ("-h", "--help") for a in arguments):
+        print(text)
+        return 0 if arguments else 2
+    with one_line_errors():
+        return run(arguments)
+    return 1

@@ -1,0 +1,261 @@
+"""A trained network from any kind of file, as a function from uint8 clips to logits.
+
+Four kinds of file say everything that applying them takes: `.ckpt` of train.py, `.safetensors` weights, and
+`.pt2` (torch.export) and `.onnx` graphs of `python -m dtf.export`. The first two are read as plain data and
+an ONNX graph is data for onnxruntime: none of these can run code. Loading a `.pt2` unpickles and may call any
+Python function that the file names, so that is done only for a user who says that the file is trusted.
+
+Shape letters: B clips, T frames, S side of the crop, C classes.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from dtf.lit.checkpoint import load_checkpoint
+from dtf.lit.stored import CLIP_KEYS
+from dtf.models import VideoNetwork, load_weights
+
+FORMAT = "dtf-export-1"
+METADATA_FILE = "dtf.json"
+"""The description in a `.pt2` archive; an ONNX graph has its entries as `metadata_props`."""
+
+_ONNX_MISSING = "reading ONNX needs onnxruntime: pip install -e '.[export]' (or onnxruntime-gpu)"
+
+
+class ServedNetwork(nn.Module):
+    """A network with its normalisation: what is exported, and what predicts.
+
+    Args:
+        network: (B, 3, T, S, S) normalised float -> (B, C) logits.
+        mean, std: of each colour, for values in 0..1.
+    """
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.shift: torch.Tensor
+        self.scale: torch.Tensor
+        self.register_buffer("shift", torch.tensor([255 * m for m in mean]).view(1, 3, 1, 1, 1))
+        self.register_buffer("scale", torch.tensor([255 * s for s in std]).view(1, 3, 1, 1, 1))
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, T, S, S, 3) uint8 RGB -> (B, C) float32 logits."""
+        clips = video.permute(0, 4, 1, 2, 3).to(self.shift.dtype)
+        return self.network((clips - self.shift) / self.scale).float()
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A trained network with what it takes to apply it.
+
+    Attributes:
+        logits: (B, T, S, S, 3) uint8 on the CPU -> (B, C) float32 on the CPU.
+        class_names: C names.
+        data: data settings of training (clip length, sampling, sizes, normalisation).
+        device: where it runs.
+        network: the network itself; None for an exported graph.
+        describe: what `dtf.export` writes beside a graph.
+    """
+
+    logits: Callable[[torch.Tensor], torch.Tensor]
+    class_names: list[str]
+    data: dict[str, Any]
+    device: torch.device
+    network: VideoNetwork | None = None
+
+
+def choose_device(device: str) -> torch.device:
+    """The device of a name; "auto": a GPU where there is one.
+
+    Raises:
+        ValueError: no such device.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device}: torch {torch.__version__} sees no GPU here")
+    return chosen
+
+
+def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Classifier:
+    """Load a trained network.
+
+    Args:
+        path: a .ckpt, .safetensors, .onnx or .pt2 file.
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        trust: whether a .pt2 file, which can run code, may be loaded.
+
+    Raises:
+        ValueError: the file is missing, damaged, not ours or not trusted, or a setting is wrong.
+    """
+    if path.suffix == ".onnx":
+        return _open_onnx(path, device)
+    if path.suffix == ".pt2":
+        return _open_program(path, choose_device(device), trust)
+    network, class_names, data = load_network(path)
+    place = choose_device(device)
+    served = ServedNetwork(network, data["mean"], data["std"]).to(place).eval()
+    return Classifier(_on(served, place), class_names, data, place, network)
+
+
+def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
+    """Network on the CPU, class names and data settings of a .ckpt or .safetensors file.
+
+    Raises:
+        ValueError: the file is missing, damaged, or does not say all that it takes to apply it.
+    """
+    if path.suffix != ".safetensors":
+        checkpoint = load_checkpoint(path)
+        network, names, data = checkpoint.build_network(), checkpoint.class_names, checkpoint.data
+    else:
+        network, metadata = load_weights(path)
+        missing = [key for key in ("class_names", "data") if key not in metadata]
+        if missing:
+            raise ValueError(
+                f"{path} does not say its {' and '.join(missing)}: it was not written by train.py"
+            )
+        names, data = metadata["class_names"], metadata["data"]
+    check_settings(path, data)
+    return network.eval(), names, data
+
+
+def check_settings(path: Path, data: Mapping[str, Any]) -> None:
+    """ValueError when settings without which no clip can be made are missing."""
+    missing = [key for key in CLIP_KEYS if key not in data]
+    if missing:
+        raise ValueError(
+            f"{path} does not say data.{', data.'.join(missing)}: it was not written by train.py"
+        )
+
+
+def describe(network: VideoNetwork, class_names: Sequence[str], data: Mapping[str, Any]) -> dict[str, str]:
+    """What an exported graph says about itself, as texts (JSON where a value is not one)."""
+    length, size = data["clip_length"], data["crop_px"]
+    kept = {key: data[key] for key in (*CLIP_KEYS, "name", "test_views") if key in data}
+    return {
+        "format": FORMAT,
+        "model": network.name,
+        "arguments": json.dumps(network.arguments),
+        "class_names": json.dumps(list(class_names)),
+        "data": json.dumps(kept),
+        "input": f"video: uint8 (batch, {length} frames, {size}, {size}, 3 RGB), normalised inside",
+        "output": f"logits: float32 (batch, {len(class_names)} classes), before the softmax",
+    }
+
+
+def _read_description(path: Path, texts: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:
+    """Class names and data settings from what `describe` wrote."""
+    if texts.get("format") != FORMAT:
+        raise ValueError(
+            f"{path} was not written by `python -m dtf.export` (format {texts.get('format')!r}, expected "
+            f"{FORMAT!r})"
+        )
+    try:
+        names, data = json.loads(texts["class_names"]), json.loads(texts["data"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: damaged description: {error!r}") from error
+    if not isinstance(data, dict) or not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        raise ValueError(f"{path}: damaged description: class_names must be texts and data an object")
+    check_settings(path, data)
+    return names, data
+
+
+def _on(module: Callable[[torch.Tensor], torch.Tensor], place: torch.device) -> Any:
+    def logits(video: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return module(video.to(place)).cpu()
+
+    return logits
+
+
+def _open_program(path: Path, place: torch.device, trust: bool) -> Classifier:
+    _check_file(path)
+    if not trust:
+        raise ValueError(
+            f"{path}: loading a .pt2 file can run code that it contains: add trust=true if you exported it "
+            "yourself or trust its source; .onnx and .safetensors files cannot run code"
+        )
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no .pt2 file, or a damaged one ({path.stat().st_size} bytes)")
+    texts = {METADATA_FILE: ""}
+    try:
+        program = torch.export.load(path, extra_files=texts)
+    except (RuntimeError, KeyError, AssertionError, ValueError, zipfile.BadZipFile) as error:
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise ValueError(f"{path} cannot be loaded with torch {torch.__version__}: {reason}") from error
+    try:
+        description = json.loads(texts[METADATA_FILE] or "{}")
+    except ValueError:
+        description = {}
+    names, data = _read_description(path, description)
+    if place.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
+        program = move_to_device_pass(program, str(place))
+    return Classifier(_on(program.module(), place), names, data, place)
+
+
+def _open_onnx(path: Path, device: str) -> Classifier:
+    _check_file(path)
+    session = onnx_session(path, device)
+    metadata = session.get_modelmeta().custom_metadata_map
+    names, data = _read_description(path, metadata)
+    inputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_inputs()]
+    expected = ("video", "tensor(uint8)", [data["clip_length"], data["crop_px"], data["crop_px"], 3])
+    if inputs != [expected]:
+        raise ValueError(f"{path}: its input is {inputs}, but its description asks for {[expected]}")
+
+    def logits(video: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
+
+    on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
+    return Classifier(logits, names, data, torch.device("cuda" if on_gpu else "cpu"))
+
+
+def onnx_session(path: Path, device: str = "cpu") -> Any:
+    """An `onnxruntime.InferenceSession` of a file.
+
+    Raises:
+        ValueError: onnxruntime is not installed or has no such device, or the file is no ONNX graph.
+    """
+    try:
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as state
+    except ModuleNotFoundError:
+        raise ValueError(_ONNX_MISSING) from None
+    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+    if device.startswith("cuda") and not has_cuda:
+        raise ValueError(f"device={device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if has_cuda and device != "cpu":
+        index = int(device[5:]) if device[5:].isdecimal() else 0
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+    failures: tuple[type[Exception], ...] = (
+        *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel),
+        *(state.NoSuchFile, state.NotImplemented, state.RuntimeException, RuntimeError),
+    )
+    try:
+        return onnxruntime.InferenceSession(str(path), providers=providers)
+    except failures as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(f"{path} is no ONNX graph that onnxruntime can run: {reason}") from error
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")

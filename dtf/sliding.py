@@ -1,0 +1,130 @@
+"""Windows that slide over a long video, each seen by the network like a video of its own.
+
+The video is decoded once, front to back. Of the windows only those are in memory that the present frame lies
+in, cut to the size of the network, so that the length of the video does not matter.
+
+Shape letters: W windows, V = N * M views of one window (N clips, M crops), T frames, S side of the crop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dtf.data.decode import VideoError, VideoReader
+from dtf.data.sampling import FrameSampler
+from dtf.data.transforms import TestTransform
+
+_EPSILON_SECONDS = 1e-6
+
+
+@dataclass(frozen=True)
+class Window:
+    """A part of a video.
+
+    Attributes:
+        start, end: in seconds.
+        first, stop: its frames first..stop-1, at least one.
+    """
+
+    start: float
+    end: float
+    first: int
+    stop: int
+
+    @property
+    def centre(self) -> float:
+        """In seconds."""
+        return (self.start + self.end) / 2
+
+
+def slide(reader: VideoReader, window_seconds: float, stride_seconds: float) -> list[Window]:
+    """The windows of a video.
+
+    They start at 0, stride, 2 * stride, ... as long as they fit; where that leaves an end over, one more ends
+    with the video. A video shorter than a window is one window. A stride of less than a frame counts as one.
+
+    Args:
+        reader: of the video.
+        window_seconds, stride_seconds: both above 0.
+
+    Raises:
+        VideoError: the video has no frame rate.
+    """
+    if not reader.fps > 0:
+        raise VideoError(reader.path, "has no frame rate, which windows in seconds need")
+    times, duration = reader.frame_seconds, reader.duration
+    stride = max(stride_seconds, 1 / reader.fps)
+    count = 1 + max(0, int((duration - window_seconds + _EPSILON_SECONDS) / stride))
+    starts = [k * stride for k in range(count)]
+    if starts[-1] + window_seconds < duration - _EPSILON_SECONDS:
+        starts.append(duration - window_seconds)
+    windows = []
+    for start in starts:
+        end = min(start + window_seconds, duration)
+        first = int(np.searchsorted(times, start - _EPSILON_SECONDS))
+        stop = int(np.searchsorted(times, end - _EPSILON_SECONDS))
+        if stop <= first:  # a gap in a video of variable rate: the frame then on display
+            first = max(0, stop - 1)
+            stop = first + 1
+        windows.append(Window(start, end, first, stop))
+    return windows
+
+
+def clip_seconds(sampler: FrameSampler, fps: float) -> float:
+    """What a clip spans where the sampling fixes that (dense), else 0."""
+    if sampler.scheme != "dense":
+        return 0.0
+    return sampler.clip_length * sampler.frame_stride / (sampler.target_fps or fps)
+
+
+def read_windows(
+    reader: VideoReader,
+    windows: Sequence[Window],
+    sampler: FrameSampler,
+    transform: TestTransform,
+    num_clips: int = 1,
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """The views of every window, in one pass over the video.
+
+    Args:
+        reader: of the video.
+        windows: of `slide`.
+        sampler: chooses N clips in each window.
+        transform: cuts M crops.
+        num_clips: N.
+
+    Yields:
+        (number of the window, (V, T, S, S, 3) uint8); view v is crop v % M of clip v // M. Windows come as
+        soon as their last frame was decoded.
+
+    Raises:
+        VideoError: too much of the video cannot be decoded.
+    """
+    clips_WNT = np.stack(
+        [w.first + sampler.test(w.stop - w.first, reader.fps, num_clips) for w in windows]
+    ).astype(np.int64)
+    length, size = sampler.clip_length, transform.crop_px
+    flat = clips_WNT.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    places = order.tolist()
+    wanted, firsts = np.unique(flat[order], return_index=True)
+    stops = [*firsts[1:].tolist(), len(places)]
+    pending: dict[int, np.ndarray] = {}
+    missing = np.full(len(windows), num_clips * length)
+    for (_, frame), first, stop in zip(reader.iter_forward(wanted), firsts.tolist(), stops, strict=True):
+        crops = transform.crops(torch.from_numpy(frame).permute(2, 0, 1))
+        pixels = [crop.permute(1, 2, 0).numpy() for crop in crops]
+        for place in places[first:stop]:
+            w, clip_place = divmod(place, num_clips * length)
+            n, t = divmod(clip_place, length)
+            if w not in pending:
+                pending[w] = np.empty((num_clips, len(pixels), length, size, size, 3), np.uint8)
+            for m, crop in enumerate(pixels):
+                pending[w][n, m, t] = crop
+            missing[w] -= 1
+            if not missing[w]:
+                yield w, torch.from_numpy(pending.pop(w)).flatten(0, 1)
