@@ -23,6 +23,8 @@ MIN_VIDEO_PX = 256
 """Smaller videos are enlarged by a whole number before captions are burnt in, so that they can be read."""
 
 _BAR_COLOUR = "#4878a8"
+_COLOURS = [f"C{i}" for i in range(10) if i != 7]  # matplotlib's, without the grey
+_OTHER_COLOUR = "#bbbbbb"
 _BAR_RGB = (72, 120, 168)
 _TICKS_PER_SECOND = 90_000
 
@@ -64,9 +66,11 @@ def draw_timeline(
     scores: np.ndarray,
     class_names: Sequence[str],
     frames: np.ndarray,
-    num_drawn: int = 5,
+    num_least: int = 5,
 ) -> None:
     """Draw scores over time: a line for each class that is best somewhere, and which one is best when.
+
+    At most nine classes have a line: those that are best in most windows.
 
     Args:
         path: of the picture, PNG.
@@ -75,25 +79,24 @@ def draw_timeline(
         scores: (W, C) in 0..1; drawn at the centre of each window.
         class_names: C names.
         frames: (n, S, S, 3) uint8 at even distances over the video, n at least 1.
-        num_drawn: at most so many classes have a line: those that are best for most windows, then those with
-            the highest mean.
+        num_least: where fewer classes are best somewhere, those with the highest mean fill up to this number.
     """
     wins = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
+    num_drawn = min(len(_COLOURS), max(int((wins > 0).sum()), num_least))
     drawn = np.lexsort((-scores.mean(axis=0), -wins))[:num_drawn].tolist()
     figure, (top, middle, bottom) = _figure(11, [11 / len(frames), 3.2, 0.3], extra=1.0, joined=True)
     _strip(top, frames, video)
-    colours = [f"C{i}" for i in range(10)]
     centres = [window.centre for window in windows]
     # Few windows are dots, many a line without them.
     marker = "o" if len(windows) <= 60 else None
     for place, c in enumerate(drawn):
-        middle.plot(centres, scores[:, c], color=colours[place % 10], marker=marker, markersize=3, lw=1.4)
+        middle.plot(centres, scores[:, c], color=_COLOURS[place], marker=marker, markersize=3, lw=1.4)
     middle.set_ylim(0, 1.02)
     middle.set_ylabel("score")
     middle.grid(alpha=0.3)
     edges = [windows[0].start, *((a + b) / 2 for a, b in pairwise(centres)), windows[-1].end]
     for first, stop, best in _runs(scores.argmax(axis=1).tolist()):
-        colour = colours[drawn.index(best) % 10] if best in drawn else "#bbbbbb"
+        colour = _COLOURS[drawn.index(best)] if best in drawn else _OTHER_COLOUR
         bottom.axvspan(edges[first], edges[stop], color=colour, lw=0)
     bottom.set_ylim(0, 1)
     bottom.set_yticks([0.5], ["best"])
@@ -103,9 +106,9 @@ def draw_timeline(
     bottom.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
     bottom.set_xlabel("time" if windows[-1].end >= 60 else "time (s)")
     labels = [printable(class_names[c]) for c in drawn]
-    handles = _swatches(colours, labels)
+    handles = _swatches(_COLOURS, labels)
     if any(wins[c] for c in range(len(wins)) if c not in drawn):
-        handles += _swatches(["#bbbbbb"], ["another class is best"])
+        handles += _swatches([_OTHER_COLOUR], ["another class is best"])
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
@@ -127,7 +130,7 @@ def _time_locator(span: float) -> Any:
     for step in (5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600):
         if 30 <= span <= 12 * step:
             return MultipleLocator(step)
-    return MaxNLocator(12)
+    return MaxNLocator(12, steps=[1, 2, 5, 10])
 
 
 def _runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
@@ -140,7 +143,7 @@ def _runs(values: Sequence[int]) -> list[tuple[int, int, int]]:
 def _swatches(colours: Sequence[str], labels: Sequence[str]) -> list[Any]:
     from matplotlib.patches import Patch
 
-    return [Patch(color=colours[i % 10], label=label) for i, label in enumerate(labels)]
+    return [Patch(color=colours[i], label=label) for i, label in enumerate(labels)]
 
 
 def _figure(width: float, heights: Sequence[float], extra: float, joined: bool = False) -> tuple[Any, Any]:

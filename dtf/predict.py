@@ -71,6 +71,7 @@ class Prediction:
             video.
         windows: the W windows of a sliding prediction, else empty.
         window_scores: (W, C) float32 softmax scores of all classes in each window; None without windows.
+        warning: what is doubtful about the windows, else "".
     """
 
     video: str
@@ -80,6 +81,7 @@ class Prediction:
     frames: np.ndarray | None = None
     windows: list[Window] = field(default_factory=list)
     window_scores: np.ndarray | None = None
+    warning: str = ""
 
 
 class Predictor:
@@ -179,7 +181,7 @@ class Predictor:
 
         from dtf.data.decode import VideoError, VideoReader
         from dtf.draw import FRAMES_DRAWN
-        from dtf.sliding import read_windows, slide
+        from dtf.sliding import clip_seconds, read_windows, slide
 
         data = self._window_data
         sampler, transform = data.frame_samplers["test"], data.test_transform
@@ -190,6 +192,7 @@ class Predictor:
         try:
             with VideoReader(name) as reader:
                 windows = slide(reader, window_seconds, stride_seconds)
+                span = clip_seconds(sampler, reader.fps)
                 scores = np.empty((len(windows), len(self.class_names)), np.float32)
                 drawn = np.linspace(0, len(windows) - 1, FRAMES_DRAWN).round().astype(int).tolist()
 
@@ -214,19 +217,12 @@ class Predictor:
             return Prediction(name, str(error))
         mean = torch.from_numpy(scores).double().mean(dim=0)
         strip = np.stack([frames[w] for w in drawn])
-        return self._prediction(video, mean, top, strip, windows, scores)
-
-    def covers(self, video: str | os.PathLike[str], window_seconds: float) -> float:
-        """Seconds that a clip of the network spans in this video beyond the window, 0 where it fits."""
-        from dtf.data.decode import VideoError, VideoReader
-        from dtf.sliding import clip_seconds
-
-        try:
-            with VideoReader(video) as reader:
-                span = clip_seconds(self._window_data.frame_samplers["test"], reader.fps)
-        except (VideoError, ZeroDivisionError):
-            return 0.0
-        return span if span > window_seconds * 1.01 else 0.0
+        warning = ""
+        if span > 1.01 * window_seconds:
+            warning = (
+                f"a clip of this network spans {span:.2f} s: windows of {window_seconds:g} s repeat frames"
+            )
+        return self._prediction(video, mean, top, strip, windows, scores, warning)
 
     def _scores(self, views: torch.Tensor) -> torch.Tensor:
         """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
@@ -341,6 +337,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(request: Request) -> int:
     from rich.console import Console
 
+    from dtf.draw import printable
     from dtf.lit.report import write_json
 
     predictor = Predictor(request.checkpoint, request.views, request.device, request.trust)
@@ -351,7 +348,7 @@ def _run(request: Request) -> int:
     records: list[dict[str, Any]] = []
     names = _Names()
     try:
-        with _progress(console) as progress, open(folder / "predictions.csv", "w", newline="") as file:
+        with _progress(console) as progress, _open_csv(folder / "predictions.csv") as file:
             rows = csv.writer(file)
             top = min(request.top, len(predictor.class_names))
             rows.writerow(
@@ -372,7 +369,9 @@ def _run(request: Request) -> int:
                         print(f"error: {error}", file=sys.stderr)
                     _show(console, folder, prediction, record)
                 records.append(record)
-                best = [x for p in record["predictions"] for x in (p["class"], f"{p['score']:.6f}")]
+                best = [
+                    x for p in record["predictions"] for x in (printable(p["class"]), f"{p['score']:.6f}")
+                ]
                 rows.writerow([record["video"], record["error"] or "", *best])
                 file.flush()
     finally:
@@ -395,19 +394,16 @@ def _predictions(
         return
     warned = False
     for video in videos:
-        if not warned and (span := predictor.covers(video, request.window)):
-            warned = True
-            print(
-                f"warning: a clip of this network spans {span:.2f} s: in windows of {request.window:g} s it "
-                "repeats frames",
-                file=sys.stderr,
-            )
         windows = progress.add_task("windows", total=None)
 
         def show(done: int, total: int, task: Any = windows) -> None:
             progress.update(task, completed=done, total=total)
 
-        yield predictor.slide(video, request.window, request.stride, request.top, show)
+        prediction = predictor.slide(video, request.window, request.stride, request.top, show)
+        if prediction.warning and not warned:
+            print(f"warning: {prediction.warning}", file=sys.stderr)
+            warned = True
+        yield prediction
         progress.remove_task(windows)
         progress.advance(task)
 
@@ -439,7 +435,7 @@ def _write_files(
     Raises:
         ValueError: the annotated video cannot be written.
     """
-    from dtf.draw import draw_prediction, draw_timeline, write_annotated
+    from dtf.draw import draw_prediction, draw_timeline, printable, write_annotated
 
     stem = names.stem(prediction.video)
     about: dict[str, Any] = {}
@@ -449,12 +445,14 @@ def _write_files(
     if scores is not None:
         best = [_best(row, class_names, request.top) for row in scores]
         about["timeline"] = f"{stem}.timeline.csv"
-        with open(folder / about["timeline"], "w", newline="") as file:
+        with _open_csv(folder / about["timeline"]) as file:
             rows = csv.writer(file)
             rows.writerow(["start", "end", "class", "score"])
             for window, caption in zip(windows, best, strict=True):
                 for name, score in caption:
-                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", name, f"{score:.6f}"])
+                    rows.writerow(
+                        [f"{window.start:.3f}", f"{window.end:.3f}", printable(name), f"{score:.6f}"]
+                    )
         about["windows"] = [
             {
                 "start": round(window.start, 3),
@@ -490,6 +488,10 @@ def _write_files(
             finally:
                 progress.remove_task(task)
     return about
+
+
+def _open_csv(path: Path) -> Any:
+    return open(path, "w", encoding="utf-8", newline="")
 
 
 def _best(scores: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, float]]:

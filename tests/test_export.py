@@ -1,0 +1,275 @@
+"""Exported files: they compute what the network does, say what they are, and serve prediction alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from engine import REPOSITORY, clean_environment, documented
+from torch import nn
+
+import dtf.export
+from dtf.export import NAMES, TOLERANCE, export, main
+from dtf.models import DTFBlock, create_model, load_weights, save_weights
+from dtf.predict import Predictor
+from dtf.predict import main as predict
+from dtf.serving import ServedNetwork, load_network, open_classifier
+
+SETTINGS = {
+    "frame_stride": 2,
+    "short_side_px": 40,
+    "sampling": {},
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.25, 0.3],
+}
+# Few blocks, as exporting takes seconds for each; docs/using.md has figures at full size.
+SWIN = {
+    "clip_length": 8,
+    "image_size": 16,
+    "window_size": 2,
+    "embed_dim": 16,
+    "depths": (2,),
+    "num_heads": (2,),
+}
+NETWORKS = {
+    "dtf_resnet50": {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "kernel_size": 1},
+    "dtf_swin_small": SWIN,
+    "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
+    "c2d_swin_small": SWIN,
+}
+
+
+def weights_file(folder: Path, name: str, **arguments) -> Path:
+    """A .safetensors file of a network in which every part has an effect."""
+    torch.manual_seed(0)
+    network = create_model(name, num_classes=5, **arguments)
+    for module in network.modules():
+        if isinstance(module, DTFBlock):
+            nn.init.normal_(module.alpha, std=0.1)
+        if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.5, 1.5)
+    data = SETTINGS | {"clip_length": network.clip_length, "crop_px": 16}
+    path = folder / f"{name}.safetensors"
+    save_weights(path, network, {"class_names": [f"class {i}" for i in range(5)], "data": data})
+    return path
+
+
+def random_clips(count: int, data: dict) -> torch.Tensor:
+    shape = (count, data["clip_length"], data["crop_px"], data["crop_px"], 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(7))
+
+
+def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with best.ckpt and what the documented command makes of it in exported/."""
+    folder = tmp_path_factory.mktemp("exported")
+    shutil.copy(tiny_checkpoint, folder / "best.ckpt")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        arguments = documented("using.md", "dtf.export checkpoint=best.ckpt  ")
+        assert main(arguments[2:]) == 0
+    return folder
+
+
+def test_each_file_computes_what_the_network_does(exported: Path) -> None:
+    """The .pt2 file has a test of its own below, in a process without this package."""
+    assert sorted(path.name for path in (exported / "exported").iterdir()) == sorted(NAMES.values())
+    network, names, data = load_network(exported / "best.ckpt")
+    assert any(isinstance(module, DTFBlock) and module.alpha.abs().max() > 0 for module in network.modules())
+    clips = random_clips(5, data)
+    wanted = ServedNetwork(network, data["mean"], data["std"])(clips).detach()
+    for name in ("model.safetensors", "model.onnx"):
+        file = open_classifier(exported / "exported" / name, "cpu")
+        assert file.class_names == names
+        assert difference(file.logits(clips), wanted) <= TOLERANCE
+        assert difference(file.logits(clips[:1]), wanted[:1]) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_agree(name: str, tmp_path: Path) -> None:
+    path = weights_file(tmp_path, name, **NETWORKS[name])
+    written = export(path, tmp_path / "out", ["torch", "onnx"])
+    assert [done.path.name for done in written] == ["model.pt2", "model.onnx"]
+    network, metadata = load_weights(path)
+    clips = random_clips(4, metadata["data"])
+    wanted = ServedNetwork(network, SETTINGS["mean"], SETTINGS["std"]).eval()(clips).detach()
+    for done in written:
+        found = open_classifier(done.path, "cpu", trust=True).logits(clips)
+        assert difference(found, wanted) <= TOLERANCE
+        assert done.difference <= TOLERANCE
+        # The clips tell the classes apart more than the tolerance does.
+        assert wanted.std(dim=0).max() > 100 * TOLERANCE * wanted.abs().max()
+
+
+def test_normalisation_is_that_of_training(tmp_path: Path) -> None:
+    from dtf.data.transforms import normalize
+
+    served = ServedNetwork(nn.Flatten(), SETTINGS["mean"], SETTINGS["std"])
+    clips = torch.randint(0, 256, (2, 3, 4, 5, 3), dtype=torch.uint8)
+    wanted = normalize(clips.permute(0, 4, 1, 2, 3), SETTINGS["mean"], SETTINGS["std"]).flatten(1)
+    assert torch.equal(served(clips), wanted)
+
+
+def test_files_say_what_they_are_and_nothing_of_this_machine(exported: Path) -> None:
+    import onnx
+
+    model = onnx.load(exported / "exported" / "model.onnx")
+    about = {entry.key: entry.value for entry in model.metadata_props}
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", dtf.export.OPSET)]
+    with zipfile.ZipFile(exported / "exported" / "model.pt2") as archive:
+        [name] = [name for name in archive.namelist() if name.endswith("dtf.json")]
+        assert json.loads(archive.read(name)) == about
+        texts = b"".join(archive.read(n) for n in archive.namelist() if n.endswith(".json"))
+    assert about["model"] == "dtf_tiny"
+    assert json.loads(about["data"])["clip_length"] == 4
+    assert len(json.loads(about["class_names"])) == 10
+    assert about["input"].startswith("video: uint8 (batch, 4 frames, 32, 32, 3 RGB)")
+    texts += model.SerializeToString()
+    for word in (str(REPOSITORY).encode(), b"site-packages", b"network.py", str(Path.home()).encode() + b"/"):
+        assert word not in texts, word
+
+
+@pytest.mark.parametrize("part", ["exported/model.onnx ", "exported/model.pt2 "])
+def test_the_documented_predictions(
+    exported: Path, part: str, real_video: Path, monkeypatch, tmp_path
+) -> None:
+    monkeypatch.chdir(exported)
+    shutil.copy(real_video, exported / "dive.mp4")
+    assert predict([*documented("using.md", part)[2:], f"output={tmp_path}", "device=cpu", "top=10"]) == 0
+    [record] = json.loads((tmp_path / "predictions.json").read_text())
+    found = {p["class"]: p["score"] for p in record["predictions"]}
+    by_network = Predictor("best.ckpt", device="cpu")("dive.mp4", top=10)
+    assert found == pytest.approx(dict(zip(by_network.classes, by_network.scores, strict=True)), abs=1e-5)
+
+
+@pytest.fixture
+def real_video() -> Path:
+    from test_predict import VIDEOS
+
+    return VIDEOS[0]
+
+
+def run_without(modules: list[str], script: str, folder: Path) -> str:
+    blocked = f"import sys\nsys.modules.update(dict.fromkeys({modules!r}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", blocked + script],
+        cwd=folder,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_documented_server_needs_neither_torch_nor_us(exported: Path, real_video: Path) -> None:
+    [script] = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs/using.md").read_text(), re.M | re.S)
+    shutil.copy(real_video, exported / "dive.mp4")
+    printed = run_without(["torch", "dtf"], script, exported)
+    name, _, score = printed.strip().rpartition(" ")
+    assert name in load_network(exported / "best.ckpt")[1]
+    assert 10 <= float(score.rstrip("%")) <= 100
+
+
+def test_a_torch_graph_needs_torch_alone(exported: Path) -> None:
+    _, _, data = load_network(exported / "best.ckpt")
+    clips = random_clips(2, data)
+    np.save(exported / "clips.npy", clips.numpy())
+    script = """
+import numpy as np, torch
+module = torch.export.load("exported/model.pt2").module()
+np.save("logits.npy", module(torch.from_numpy(np.load("clips.npy"))).detach().numpy())
+"""
+    run_without(["dtf", "timm", "torchvision", "pytorch_lightning", "onnxruntime"], script, exported)
+    wanted = open_classifier(exported / "best.ckpt", "cpu").logits(clips)
+    assert difference(torch.from_numpy(np.load(exported / "logits.npy")), wanted) <= TOLERANCE
+
+
+def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch) -> None:
+    path = weights_file(tmp_path, "c2d_tiny", **NETWORKS["c2d_tiny"])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "model.pt2").write_text("an earlier one")
+    write = dtf.export.write_program
+
+    def write_other(target, program, description):
+        with torch.no_grad():
+            next(p for p in program.state_dict.values() if p.dim() == 4).mul_(1.01)
+        write(target, program, description)
+
+    monkeypatch.setattr("dtf.export.write_program", write_other)
+    with pytest.raises(ValueError, match=r"model.pt2 is not kept: its logits .* allowed are 1e-04"):
+        export(path, tmp_path / "out", ["torch"])
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.pt2"]
+    assert (tmp_path / "out" / "model.pt2").read_text() == "an earlier one"
+
+
+def test_a_pt2_file_is_not_loaded_unless_trusted(exported: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("torch.export.load", lambda *args, **kwargs: pytest.fail("was loaded"))
+    with pytest.raises(ValueError, match=r"can run code .* add trust=true"):
+        Predictor(exported / "exported" / "model.pt2")
+
+
+def test_files_of_others_and_damaged_ones_are_one_line(exported: Path, tmp_path: Path) -> None:
+    import onnx
+
+    whole = (exported / "exported" / "model.onnx").read_bytes()
+    (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut.onnx is no ONNX graph that onnxruntime can run"):
+        Predictor(tmp_path / "cut.onnx")
+    model = onnx.load_from_string(whole)
+    del model.metadata_props[:]
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match=r"was not written by `python -m dtf.export`"):
+        Predictor(tmp_path / "other.onnx")
+    (tmp_path / "text.pt2").write_text("hello")
+    with pytest.raises(ValueError, match=r"text.pt2 is no .pt2 file"):
+        Predictor(tmp_path / "text.pt2", trust=True)
+    with zipfile.ZipFile(tmp_path / "empty.pt2", "w") as archive:
+        archive.writestr("x", "y")
+    with pytest.raises(ValueError, match=r"empty.pt2 cannot be loaded"):
+        Predictor(tmp_path / "empty.pt2", trust=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["format=onnx"], "no checkpoint: add checkpoint=PATH"),
+        (["checkpoint=x.ckpt", "format=onx"], "there is no format=onx; did you mean onnx?"),
+        (["checkpoint=x.ckpt", "fromat=onnx"], "there is no option fromat; did you mean format?"),
+        (["checkpoint=x.ckpt", "format=torch"], "there is no checkpoint x.ckpt"),
+        (["checkpoint=x.onnx", "format=torch"], "x.onnx is exported already"),
+        (["x.ckpt"], "x.ckpt: not an option"),
+    ],
+)
+def test_wrong_input_is_one_line(capsys, arguments: list[str], message: str) -> None:
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_missing_packages_are_named(tmp_path: Path, monkeypatch) -> None:
+    find = dtf.export.importlib.util.find_spec
+    monkeypatch.setattr(
+        "dtf.export.importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name)
+    )
+    with pytest.raises(ValueError, match=r"format=onnx needs onnxscript: pip install -e '.\[export\]'"):
+        export(tmp_path / "x.ckpt", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
