@@ -27,6 +27,7 @@ _COLOURS = [f"C{i}" for i in range(10) if i != 7]  # matplotlib's, without the g
 _OTHER_COLOUR = "#bbbbbb"
 _BAR_RGB = (72, 120, 168)
 _TICKS_PER_SECOND = 90_000
+_MAX_POINTS = 400
 
 Caption = list[tuple[str, float]]
 """(class, score) pairs, best first."""
@@ -70,7 +71,8 @@ def draw_timeline(
 ) -> None:
     """Draw scores over time: a line for each class that is best somewhere, and which one is best when.
 
-    At most nine classes have a line: those that are best in most windows.
+    At most nine classes have a line: those that are best in most windows. Of more than 400 windows, the means
+    of neighbouring ones are drawn: single ones would fill the picture.
 
     Args:
         path: of the picture, PNG.
@@ -81,30 +83,35 @@ def draw_timeline(
         frames: (n, S, S, 3) uint8 at even distances over the video, n at least 1.
         num_least: where fewer classes are best somewhere, those with the highest mean fill up to this number.
     """
+    start, end = windows[0].start, windows[-1].end
+    firsts = np.arange(0, len(windows), math.ceil(len(windows) / _MAX_POINTS))
+    counts = np.diff([*firsts.tolist(), len(windows)])
+    scores = np.add.reduceat(scores.astype(np.float64), firsts) / counts[:, None]
+    all_centres = np.array([window.centre for window in windows])
+    centres = (np.add.reduceat(all_centres, firsts) / counts).tolist()
     wins = np.bincount(scores.argmax(axis=1), minlength=scores.shape[1])
     num_drawn = min(len(_COLOURS), max(int((wins > 0).sum()), num_least))
     drawn = np.lexsort((-scores.mean(axis=0), -wins))[:num_drawn].tolist()
     figure, (top, middle, bottom) = _figure(11, [11 / len(frames), 3.2, 0.3], extra=1.0, joined=True)
     _strip(top, frames, video)
-    centres = [window.centre for window in windows]
     # Few windows are dots, many a line without them.
-    marker = "o" if len(windows) <= 60 else None
+    marker = "o" if len(centres) <= 60 else None
     for place, c in enumerate(drawn):
         middle.plot(centres, scores[:, c], color=_COLOURS[place], marker=marker, markersize=3, lw=1.4)
     middle.set_ylim(0, 1.02)
     middle.set_ylabel("score")
     middle.grid(alpha=0.3)
-    edges = [windows[0].start, *((a + b) / 2 for a, b in pairwise(centres)), windows[-1].end]
+    edges = [start, *((a + b) / 2 for a, b in pairwise(centres)), end]
     for first, stop, best in _runs(scores.argmax(axis=1).tolist()):
         colour = _COLOURS[drawn.index(best)] if best in drawn else _OTHER_COLOUR
         bottom.axvspan(edges[first], edges[stop], color=colour, lw=0)
     bottom.set_ylim(0, 1)
     bottom.set_yticks([0.5], ["best"])
     bottom.tick_params(axis="y", length=0)
-    bottom.set_xlim(windows[0].start, windows[-1].end)
-    bottom.xaxis.set_major_locator(_time_locator(windows[-1].end - windows[0].start))
+    bottom.set_xlim(start, end)
+    bottom.xaxis.set_major_locator(_time_locator(end - start))
     bottom.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
-    bottom.set_xlabel("time" if windows[-1].end >= 60 else "time (s)")
+    bottom.set_xlabel("time" if end >= 60 else "time (s)")
     labels = [printable(class_names[c]) for c in drawn]
     handles = _swatches(_COLOURS, labels)
     if any(wins[c] for c in range(len(wins)) if c not in drawn):

@@ -318,8 +318,8 @@ def test_an_annotated_video_is_whole_or_not_there(here: Path, monkeypatch) -> No
 
 
 def test_names_in_pictures_are_data(tmp_path: Path) -> None:
-    windows = [Window(k, k + 2, k, k + 2) for k in range(100)]
-    scores = np.random.default_rng(0).dirichlet(np.ones(30), 100).astype(np.float32)
+    windows = [Window(k, k + 2, k, k + 2) for k in range(1001)]
+    scores = np.random.default_rng(0).dirichlet(np.ones(30), 1001).astype(np.float32)
     names = [f"$\\frac{{{k}$ <b>\x1b[31m{k}" for k in range(30)]
     draw_timeline(tmp_path / "x.png", "$x^{.mp4", windows, scores, names, np.zeros((8, 9, 9, 3), np.uint8))
     assert (tmp_path / "x.png").stat().st_size > 1000
