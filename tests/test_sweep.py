@@ -43,7 +43,7 @@ def main(cfg):
             os.killpg(0, signal.SIGKILL)
         with steps.open("a") as file:
             print(step, file=file)
-        while os.environ.get("WAIT") == cfg.part:
+        while os.environ.get("WAIT") == cfg.part and not (folder / "go").exists():
             time.sleep(0.01)
     value = 1 - (math.log10(cfg.lr) + 2) ** 2
     metrics = {"val/top1_best": value, "train/clips_per_s": 8.0}
@@ -141,26 +141,32 @@ def test_a_killed_sweep_does_only_what_is_missing(program: Path) -> None:
     assert {row["status"] for row in rows(out).values()} == {"skipped", "failed"}
 
 
-def test_no_run_outlives_its_sweep(program: Path) -> None:
-    """kill -9 of the sweep alone: started again, it would train beside a run that is still at work."""
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_no_run_outlives_its_sweep(program: Path, signum: signal.Signals) -> None:
+    """A signal to the sweep alone: started again, it would train beside a run that is still at work."""
     process = start(program, "part=a,b", WAIT="a")
     pid = int(wait_for(program / "out" / "part-a" / "pid"))
     wait_for(program / "out" / "part-a" / "steps.txt")
-    process.kill()
-    process.communicate(timeout=60)
-    for _ in range(500):
+    process.send_signal(signum)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == (-signum if signum == signal.SIGKILL else 128 + signum)
+    assert ("1 unfinished" in out) == (signum == signal.SIGTERM)
+    wait_for_end(pid)
+    assert not (program / "out" / "part-b").exists()
+
+
+def wait_for_end(pid: int) -> None:
+    for _ in range(1000):
         try:
             os.kill(pid, 0)
         except ProcessLookupError:
-            break
+            return
         # Where nobody collects orphans it stays as a zombie.
         if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-            break
+            return
         time.sleep(0.01)
-    else:
-        os.kill(pid, signal.SIGKILL)
-        raise AssertionError("the run goes on without its sweep")
-    assert not (program / "out" / "part-b").exists()
+    os.kill(pid, signal.SIGKILL)
+    raise AssertionError("the run goes on without its sweep")
 
 
 def test_ctrl_c_ends_the_sweep(program: Path) -> None:
@@ -253,6 +259,22 @@ def test_jobs_of_a_launcher(program: Path) -> None:
         "part-wrong": "failed",
     }
     assert "failed  part-wrong: this part is [wrong]" in done.out
+
+
+def test_a_job_that_runs_out_of_time_is_queued_again(program: Path) -> None:
+    process = start(program, "part=a,b", "hydra/launcher=submitit_local", "output=jobs", WAIT="a")
+    run = int(wait_for(program / "jobs" / "part-a" / "pid"))
+    wait_for(program / "jobs" / "part-a" / "steps.txt")
+    job = int(Path(f"/proc/{run}/stat").read_text().rsplit(")", 1)[1].split()[1])
+    # Slurm's warning reaches both.
+    os.kill(run, signal.SIGUSR2)
+    os.kill(job, signal.SIGUSR2)
+    wait_for_end(run)
+    (program / "jobs" / "part-a" / "go").touch()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    assert "2 finished" in out
+    assert (program / "jobs" / "part-a" / "steps.txt").read_text().split() == ["0", "1", "2", "3", "4"]
 
 
 def test_the_cluster_of_the_documents_composes() -> None:

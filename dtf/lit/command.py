@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import hydra
@@ -350,16 +351,8 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
     if full_error is not None:
         environment[FULL_ERROR] = full_error
     environment |= {SWEEP_FOLDER: str(folder.parent), SWEEP_PROCESS: str(os.getpid())}
-    with subprocess.Popen(
-        [sys.executable, str(script), *overrides, f"output={quoted(folder)}"], env=environment
-    ) as process:
-        try:
-            with _passing_signals_on(process):
-                code = process.wait()
-        except BaseException:
-            # Ctrl-C reaches both, but they may have been started in another way.
-            process.terminate()
-            raise
+    arguments = [sys.executable, str(script), *overrides, f"output={quoted(folder)}"]
+    code = _wait(subprocess.Popen(arguments, env=environment))
     if code in STOPPED:
         # Not this run alone is to stop. It has saved and said how to go on.
         sys.exit(code)
@@ -372,19 +365,31 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
     return None
 
 
-@contextmanager
-def _passing_signals_on(process: subprocess.Popen) -> Iterator[None]:
-    """Hand signals that ask to stop on to a run and let it save: Slurm kills what outlives a task."""
-    numbers = (signal.SIGTERM, signal.SIGUSR1)
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = [signal.signal(n, lambda number, _: process.send_signal(number)) for n in numbers]
+def _wait(process: subprocess.Popen) -> int:
+    """Wait for a run. What ends the sweep ends the run first, which saves where it is."""
+    received = signal.SIGTERM
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        nonlocal received
+        received = signal.Signals(signum)
+        raise SystemExit(128 + signum)
+
+    handled = []
+    if threading.current_thread() is threading.main_thread():
+        # Where a launcher has handlers of its own, they end this wait if need be.
+        handled = [s for s in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(s) is signal.SIG_DFL]
+    for signum in handled:
+        signal.signal(signum, end)
     try:
-        yield
+        return process.wait()
+    except BaseException:
+        # Ctrl-C and Slurm reach both processes; a second signal does no harm.
+        process.send_signal(received)
+        process.wait()
+        raise
     finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
+        for signum in handled:
+            signal.signal(signum, signal.SIG_DFL)
 
 
 def _end_with_sweep() -> None:
@@ -397,6 +402,8 @@ def _end_with_sweep() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if sweep:
+        # Slurm sends it to all processes of a job; submitit takes it and ends this one in good order.
+        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         threading.Thread(target=watch, name="sweep-watch", daemon=True).start()
 
 

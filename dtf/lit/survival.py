@@ -23,7 +23,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import SWEEP_FOLDER
+from dtf.lit.command import sweep_folder
 from dtf.lit.report import shown
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -32,7 +32,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 class Stopped(SystemExit):
     """A run that a signal has ended, with exit code 128 + number of the signal, as a shell would say it.
 
-    No Exception: it passes through what lets a sweep survive a failed run, so the sweep stops as well.
+    No Exception: a run that was stopped has not failed. A sweep knows it by this code, and stops as well.
     """
 
 
@@ -187,9 +187,7 @@ class StopOnSignal(Checkpoint):
             last = self.folder / "checkpoints" / "last.ckpt"
             saved = shown(last) if last.is_file() else "nothing (callbacks.last=null)"
             command = "python train.py" if started_here else "the same command with"
-            how = (
-                "the same command" if SWEEP_FOLDER in os.environ else f"{command} resume={shown(self.folder)}"
-            )
+            how = "the same command" if sweep_folder() else f"{command} resume={shown(self.folder)}"
             print(
                 f"stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch + 1} after step "
                 f"{trainer.global_step}; saved: {saved}; {how} goes on",
