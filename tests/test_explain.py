@@ -57,6 +57,7 @@ def test_the_map_lies_where_the_answer_comes_from(folded):
 
 
 def test_of_a_resnet_is_its_class_activation_map():
+    torch.manual_seed(0)
     network = create_model("dtf_tiny", num_classes=5, clip_length=4, **RESNET).double().eval()
     video = torch.randn(2, 3, 4, 48, 32, dtype=torch.float64)
     kept = []
