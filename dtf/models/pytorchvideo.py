@@ -69,6 +69,10 @@ class PyTorchVideoNetwork(VideoNetwork):
         super().__init__(backbone, clip_length, temporal_stride=1, image_size=image_size)
         self.slow_frames = slow_frames
         self.warned = False
+        for module in backbone.modules():
+            if isinstance(module, nn.Conv3d):
+                # Some are NumPy's integers, which torch.compile takes for data.
+                module.stride = tuple(int(s) for s in module.stride)
 
     def forward(self, video: Tensor) -> Tensor:
         """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).

@@ -220,6 +220,23 @@ def test_torch_export(name):
     torch.testing.assert_close(exported(video), model(video), rtol=1e-4, atol=1e-5)
 
 
+def test_compile_takes_it_whole():
+    model = small("ptv_slowfast_r50", dropout=0.0)
+    awaken(model)
+    video = torch.randn(2, 3, 8, 32, 32)
+    expected = model(video)
+    expected.sum().backward()
+    gradients = [p.grad for p in model.parameters()]
+    model.zero_grad()
+    model.set_grad_checkpointing()
+    torch._dynamo.reset()
+    # Tracing is what could fail; code generation takes minutes.
+    logits = torch.compile(model, fullgraph=True, backend="aot_eager")(video)
+    logits.sum().backward()
+    torch.testing.assert_close(logits, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], gradients)
+
+
 @torch.no_grad()
 def test_slowfast_sees_the_fast_frames_and_the_slow_ones():
     model = small("ptv_slowfast_r50", clip_length=12, alpha=6, beta_inverse=2, width=8).eval()
