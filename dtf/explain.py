@@ -1,6 +1,7 @@
 """Show where a trained network filtered a clip, at which temporal frequency, and what its answer rests on.
 
-    python -m dtf.explain VIDEO... checkpoint=PATH [block=NAME,...] [class=NAME] [output=DIR] [device=auto]
+    python -m dtf.explain VIDEO|FOLDER... checkpoint=PATH [block=NAME,...] [class=NAME]
+                          [output=explained] [device=auto]
 
 For each video, with its central clip as in evaluation, two pictures:
 
@@ -19,14 +20,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.command import nearest, one_line_errors
+from dtf.lit.command import nearest
+from dtf.lit.options import FileNames, parse_options, run_command
 
 if TYPE_CHECKING:
     import numpy as np
@@ -322,17 +323,7 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     Raises:
         ValueError: an unknown option, no video, or no checkpoint.
     """
-    videos, options = [], dict(OPTIONS)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if equals and key in OPTIONS:
-            options[key] = value
-        elif (argument.startswith("--") or equals) and not os.path.exists(argument):
-            raise ValueError(
-                f"there is no option {key}{nearest(key, OPTIONS)} (there are: {', '.join(OPTIONS)})"
-            )
-        else:
-            videos.append(argument)
+    videos, options = parse_options(arguments, OPTIONS)
     if not options["checkpoint"]:
         raise ValueError("no checkpoint: add checkpoint=PATH, for example OUTPUT/checkpoints/best.ckpt")
     if not videos:
@@ -342,23 +333,17 @@ def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    with one_line_errors():
-        return _run(*parse(arguments))
-    return 1
+    return run_command(__doc__ or "", lambda given: _run(*parse(given)), arguments)
 
 
-def _run(videos: list[str], options: dict[str, str]) -> int:
+def _run(files: list[str], options: dict[str, str]) -> int:
     from rich.console import Console
     from rich.markup import escape
 
     from dtf.data.decode import VideoError, printable
     from dtf.lit.report import write_json
     from dtf.models import VideoNetwork
-    from dtf.predict import Predictor
+    from dtf.predict import Predictor, find_videos
 
     predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
     if not isinstance(predictor.network, VideoNetwork):
@@ -372,8 +357,9 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     records: list[dict[str, Any]] = []
-    taken: set[str] = set()
+    names = FileNames()
     failed = 0
+    videos = find_videos(files)
     for video in videos:
         shown = printable(video)
         console.print(f"[bold]{escape(shown)}[/bold]", soft_wrap=True)
@@ -384,7 +370,7 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
             print(f"error: {printable(str(error))}", file=sys.stderr)
             records.append({"video": shown, "error": printable(str(error))})
         else:
-            stem = _file_stem(video, taken)
+            stem = names.stem(video)
             record = _explain(predictor, clip, options, folder, stem, printable(os.path.basename(video)))
             records.append({"video": shown, "error": None, **record})
             console.print(f"best class: {escape(printable(record['best']))} {record['score']:.1%}")
@@ -399,19 +385,6 @@ def _run(videos: list[str], options: dict[str, str]) -> int:
     if failed:
         print(f"error: {failed} of {len(videos)} videos could not be read", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _file_stem(video: str, taken: set[str]) -> str:
-    """What a video's files start with: its name, made safe, and different from those already taken."""
-    from dtf.data.decode import printable
-
-    plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
-    stem, count = plain, 1
-    while stem in taken:
-        count += 1
-        stem = f"{plain}-{count}"
-    taken.add(stem)
-    return stem
 
 
 def _explain(

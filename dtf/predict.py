@@ -33,7 +33,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.options import number, parse_options, run_command, yes_or_no
+from dtf.lit.options import FileNames, number, parse_options, run_command, yes_or_no
 
 if TYPE_CHECKING:
     import numpy as np
@@ -346,7 +346,7 @@ def _run(request: Request) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)
     records: list[dict[str, Any]] = []
-    names = _Names()
+    names = FileNames()
     try:
         with _progress(console) as progress, _open_csv(folder / "predictions.csv") as file:
             rows = csv.writer(file)
@@ -427,7 +427,7 @@ def _write_files(
     prediction: Prediction,
     class_names: Sequence[str],
     request: Request,
-    names: _Names,
+    names: FileNames,
     progress: Progress,
 ) -> dict[str, Any]:
     """Picture, timeline and annotated video; returns what predictions.json says about them.
@@ -541,25 +541,6 @@ def _progress(console: Any) -> Iterator[Progress]:
         redirect_stderr=sys.stderr.isatty(),
     ) as progress:
         yield progress
-
-
-class _Names:
-    """File names for what is written about each video, all different within a call."""
-
-    def __init__(self) -> None:
-        self._taken: set[str] = set()
-
-    def stem(self, video: str) -> str:
-        """Such a name, without its ending."""
-        from dtf.draw import printable
-
-        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
-        stem, count = plain, 1
-        while stem in self._taken:
-            count += 1
-            stem = f"{plain}-{count}"
-        self._taken.add(stem)
-        return stem
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.command import one_line_errors
+from dtf.lit.options import run_command
 
 if TYPE_CHECKING:
     import torch
@@ -277,25 +277,17 @@ def parse(arguments: Sequence[str]) -> tuple[str, str, dict[str, Any]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    with one_line_errors():
-        name, device, settings = parse(arguments)
-        if name == "all":
-            print(models_table())
-        else:
-            _run(name, device, settings)
-        return 0
-    return 1
+    return run_command(__doc__ or "", lambda given: _run(*parse(given)), arguments)
 
 
-def _run(name: str, device: str, settings: dict[str, Any]) -> None:
+def _run(name: str, device: str, settings: dict[str, Any]) -> int:
     import torch
     from rich.console import Console
     from rich.table import Table
 
+    if name == "all":
+        print(models_table())
+        return 0
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"none|cpu|cuda(:\d+)?", device):
@@ -327,7 +319,7 @@ def _run(name: str, device: str, settings: dict[str, Any]) -> None:
         soft_wrap=True,
     )
     if device == "none":
-        return
+        return 0
     network, video = build(name, device, **settings)
     where = (
         torch.cuda.get_device_name(device)
@@ -340,6 +332,7 @@ def _run(name: str, device: str, settings: dict[str, Any]) -> None:
         peak = "" if speed.peak_bytes is None else f", at most {speed.peak_bytes / 2**30:.2f} GiB of memory"
         what = "forward and backward" if training else "inference"
         console.print(f"  {what}: {speed.clips_per_second:.2f} clips/s{peak}")
+    return 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 from dtf.lit.command import nearest, one_line_errors
 
@@ -81,3 +82,22 @@ def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Seque
     with one_line_errors():
         return run(arguments)
     return 1
+
+
+class FileNames:
+    """File names for what is written about each video, all different within a call."""
+
+    def __init__(self) -> None:
+        self._taken: set[str] = set()
+
+    def stem(self, video: str) -> str:
+        """Such a name, without its ending."""
+        from dtf.draw import printable
+
+        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
+        stem, count = plain, 1
+        while stem in self._taken:
+            count += 1
+            stem = f"{plain}-{count}"
+        self._taken.add(stem)
+        return stem
