@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -120,6 +121,27 @@ def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> N
     assert done.code == 143
     assert not (tmp_path / "run" / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_full_disk(command, tiny_data: list[str], tmp_path: Path) -> None:
+    """The second epoch's checkpoint finds no room (every writer by itself: tests/lit/test_files.py)."""
+    arguments = [*tiny_data, *TINY_MODEL, "debug=step", "callbacks=none", f"output={tmp_path}/run"]
+    assert command("train.py", *arguments).code == 0
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    before = last.read_bytes()
+    (tmp_path / "run" / "results.json").unlink()
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) // 2, limit[1]))
+    try:
+        done = command("train.py", *arguments, "trainer.max_epochs=2")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert done.code == 1
+    errors = [line for line in done.err.splitlines() if line.startswith("error: ")]
+    (error,) = errors
+    assert f"cannot write {last}: File too large; the last whole last.ckpt is kept; free some" in error
+    assert last.read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_second_ctrl_c_ends_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
