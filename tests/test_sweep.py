@@ -308,32 +308,23 @@ def test_the_grid_of_the_documents(command, tiny_data: list[str], tmp_path: Path
         assert float(row["clips_per_s"]) > 0
         assert float(row["seconds"]) > 0
     assert (tmp_path / "grid" / "summary.png").stat().st_size > 5000
-    again = command(*arguments)
+    # Jobs of a launcher know a finished run as well.
+    jobs = documented("sweeps.md", "submitit_local")
+    again = command(*jobs, "optim.lr=0.003", *small, f"output={tmp_path}/grid")
     assert again.code == 0
     assert {row["status"] for row in rows(tmp_path / "grid").values()} == {"skipped"}
 
 
-@pytest.mark.parametrize(
-    ("part", "more"),
-    [
-        ("submitit_local", ["model=choice(c2d_tiny)"]),
-        ("sweep=optuna", ["model=c2d_tiny", "hydra.sweeper.n_trials=1"]),
-    ],
-)
-def test_one_run_of_the_other_commands(
-    command, tiny_data: list[str], tmp_path: Path, part: str, more: list[str]
-) -> None:
-    words = [
-        w for w in documented("sweeps.md", part) if w.split("=")[0] not in {m.split("=")[0] for m in more}
-    ]
+def test_the_search_of_the_documents(command, tiny_data: list[str], tmp_path: Path) -> None:
+    words = [w for w in documented("sweeps.md", "sweep=optuna") if "n_trials" not in w]
     small = [*tiny_data, *(w for w in TINY_MODEL if "filter_groups" not in w), "debug=step", "logger=none"]
-    done = command(*words, *more, *small, f"output={tmp_path}/runs")
+    one = ["model=c2d_tiny", "hydra.sweeper.n_trials=1", f"output={tmp_path}/search"]
+    done = command(*words, *small, *one)
     assert done.code == 0, done.err
-    (row,) = rows(tmp_path / "runs").values()
+    (row,) = rows(tmp_path / "search").values()
     assert row["status"] == "finished"
-    if part == "sweep=optuna":
-        for setting in ("optim.lr", "optim.weight_decay", "model.drop_path_rate"):
-            assert f"{setting}-0." in row["run"]
+    for setting in ("optim.lr", "optim.weight_decay", "model.drop_path_rate"):
+        assert f"{setting}-0." in row["run"]
 
 
 # ---- summary ---------------------------------------------------------------------------------------------
