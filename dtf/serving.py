@@ -63,7 +63,6 @@ class Classifier:
         data: data settings of training (clip length, sampling, sizes, normalisation).
         device: where it runs.
         network: the network itself; None for an exported graph.
-        describe: what `dtf.export` writes beside a graph.
     """
 
     logits: Callable[[torch.Tensor], torch.Tensor]
