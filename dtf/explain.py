@@ -49,30 +49,37 @@ class Clip:
 
     Attributes:
         frames: (T, S, S, 3) uint8.
-        seconds: (T,) when each frame is shown.
+        indices: (T,) their numbers in the video.
+        seconds: (T,) when each frame is shown; None for a folder of frames, which does not say.
     """
 
     frames: np.ndarray
-    seconds: np.ndarray
+    indices: np.ndarray
+    seconds: np.ndarray | None
 
     @property
     def duration(self) -> float:
-        """Seconds that the T frames stand for: T times their usual distance; 0 for a still."""
+        """Seconds that the T frames stand for: T times their usual distance; 0 where that is unknown."""
         import numpy as np
 
-        if len(self.seconds) < 2:
+        if self.seconds is None or len(self.seconds) < 2:
             return 0.0
         return max(0.0, float(np.median(np.diff(self.seconds)))) * len(self.seconds)
 
+    def time(self, frame: int) -> str:
+        """When a frame is shown, as text."""
+        return f"frame {self.indices[frame]}" if self.seconds is None else f"{self.seconds[frame]:.2f} s"
+
 
 def read_clip(data: VideoDataModule, video: str | os.PathLike[str]) -> Clip:
-    """The central clip and crop of a video file, sampled and cut as in a test.
+    """The central clip and crop of a video (a file or a folder of frames), sampled and cut as in a test.
 
     Raises:
-        VideoError: the file cannot be read.
+        VideoError: it cannot be read.
     """
     from dtf.data.dataset import read_views
-    from dtf.data.decode import VideoError, open_video
+    from dtf.data.decode import VideoError, VideoReader
+    from dtf.data.storage import open_video
 
     sampler, transform = data.frame_samplers["test"], dataclasses.replace(data.test_transform, num_crops=1)
     with open_video(os.path.abspath(video)) as reader:
@@ -80,7 +87,8 @@ def read_clip(data: VideoDataModule, video: str | os.PathLike[str]) -> Clip:
             raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
         indices = sampler.test(reader.num_frames, reader.fps)
         frames = read_views(reader, indices, transform.crops, 1, transform.crop_px)[0].numpy()
-        return Clip(frames, reader.frame_seconds[indices[0]])
+        seconds = reader.frame_seconds[indices[0]] if isinstance(reader, VideoReader) else None
+        return Clip(frames, indices[0], seconds)
 
 
 def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: int) -> torch.Tensor:
@@ -314,7 +322,7 @@ def _draw_frames(axes: Any, clip: Clip, shown: np.ndarray | None = None) -> None
     for axis, frame in zip(np.atleast_1d(axes), places, strict=True):
         axis.imshow(clip.frames[frame])
         axis.set_axis_off()
-        axis.set_title(f"{clip.seconds[frame]:.2f} s", fontsize=7)
+        axis.set_title(clip.time(frame), fontsize=7)
 
 
 def parse(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:

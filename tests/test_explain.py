@@ -120,6 +120,20 @@ def test_the_clip_is_what_predict_sees(tiny_checkpoint: Path):
     assert clip.duration == pytest.approx(4 * (clip.seconds[1] - clip.seconds[0]), rel=0.05)
 
 
+def test_a_folder_of_frames_has_no_seconds(tiny_checkpoint: Path, tmp_path: Path, monkeypatch):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for number in range(1, 7):
+        Image.new("RGB", (48, 40), (40 * number, 0, 0)).save(folder / f"{number:05}.jpg")
+    clip = read_clip(Predictor(tiny_checkpoint, views="1x1", device="cpu")._data, folder)
+    assert clip.seconds is None
+    assert clip.duration == 0
+    assert [clip.time(t) for t in range(4)] == [f"frame {i}" for i in clip.indices]
+    monkeypatch.chdir(tmp_path)
+    assert main(["frames", f"checkpoint={tiny_checkpoint}", "block=layer4.0.dtf2"]) == 0
+    assert (tmp_path / "explained" / "frames-filters.png").exists()
+
+
 def test_choosing_blocks():
     sizes = {"a.1.dtf": 8, "a.2.dtf": 8, "b.1.dtf": 4, "b.2.dtf1": 4}
     responses = {name: torch.zeros(1, 3, size, size) for name, size in sizes.items()}
