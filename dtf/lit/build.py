@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
@@ -216,9 +216,9 @@ def build_trainer(
         # once, in the buffers that are summed over processes.
         settings["strategy"] = DDPStrategy(find_unused_parameters=False, gradient_as_bucket_view=True)
     plugins: list[Any] = [AtomicCheckpointIO()]
-    if SLURMEnvironment.detect():
-        # `StopOnSignal` puts a job back into the queue, between two steps.
-        plugins.append(SLURMEnvironment(auto_requeue=False))
+    if os.environ.get("SLURM_NTASKS") == "1" and "TORCHELASTIC_RUN_ID" not in os.environ:
+        # A job of one task starts the other processes of its run itself, which Lightning leaves to Slurm.
+        plugins.append(LightningEnvironment())
     # A GPU's convolutions multiply float32 in TF32 unless told otherwise; let matrix products do the same.
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
@@ -246,6 +246,10 @@ def build_trainer(
     except (TypeError, ValueError) as error:
         # Lightning checks its arguments here and nothing else happens: what is wrong is a setting.
         raise ValueError(f"trainer: {error}") from error
+    environment = trainer._accelerator_connector.cluster_environment
+    if isinstance(environment, SLURMEnvironment):
+        # `StopOnSignal` puts a job back into the queue, between two steps.
+        environment.auto_requeue = False
     if settings.get("sync_batchnorm"):
         if trainer.world_size == 1:
             log.warning("trainer.sync_batchnorm=true has no effect: there is one process")

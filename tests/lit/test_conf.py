@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 import torch
 from engine import REPOSITORY
 from hydra import compose, initialize_config_dir
-from lightning_fabric.plugins.environments import SLURMEnvironment
+from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
@@ -157,6 +157,16 @@ def test_trainer(option: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert isinstance(environment, SLURMEnvironment)
         assert not environment.auto_requeue
         assert (trainer.world_size, trainer.global_rank, trainer.local_rank) == (4, 3, 1)
+
+
+def test_one_task_of_slurm_may_start_several_processes(folder: Path, monkeypatch) -> None:
+    """A job of one task, as a sweep submits it, whose run takes two devices."""
+    monkeypatch.delenv("LOCAL_RANK")
+    for name, value in {"JOB_ID": 7, "JOB_NAME": "train", "NTASKS": 1, "PROCID": 0, "LOCALID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    trainer = build.build_trainer(settings("trainer=ddp_sim").trainer, folder, [], [])
+    assert trainer.world_size == 2
+    assert isinstance(trainer.strategy.cluster_environment, LightningEnvironment)
 
 
 def test_slurm_outside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
