@@ -329,7 +329,7 @@ def _result(run: Run) -> str:
     cards = [
         ("top-1", f"{found['top1']:.2%}"),
         ("top-5", f"{found['top5']:.2%}"),
-        ("loss", f"{found['loss']:.3f}"),
+        ("loss", "none" if found["loss"] is None else f"{found['loss']:.3f}"),
         (f"videos of {found.get('split', 'the split')}", f"{found['videos']:,}"),
         ("views of each", ", ".join(str(v) for v in found["views_per_video"])),
     ]

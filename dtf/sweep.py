@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
+from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors, printable
 from dtf.lit.files import replacing
 
 OBJECTIVE = "val/top1_best"
@@ -253,7 +253,7 @@ def _time(seconds: float | None) -> str:
 
 def _plain(text: str) -> str:
     """Names come from files: no markup, no control characters."""
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+    return escape(printable(text))
 
 
 # ----------------------------------------------------------------------------------------------- picture

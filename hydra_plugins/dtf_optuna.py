@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -55,6 +56,8 @@ class OptunaSweeper(Sweeper):
         self.objective, self.direction = objective, direction
         if direction not in ("maximize", "minimize"):
             raise ValueError(f"hydra.sweeper.direction must be maximize or minimize, got {direction!r}")
+        if n_jobs < 1:
+            raise ValueError(f"hydra.sweeper.n_jobs must be at least 1, got {n_jobs}")
         self.startup_trials, self.seed = startup_trials, seed
         self.params = {str(key): str(value) for key, value in (params or {}).items()}
 
@@ -75,15 +78,12 @@ class OptunaSweeper(Sweeper):
             RunError: Optuna is missing, nothing is to be searched, the folder holds another study, or the
                 runs do not return the objective.
         """
-        from dtf.lit.command import RunError
+        from dtf.lit.command import RunError, alone_in
 
         assert self.hydra_context is not None
         assert self.config is not None
-        assert self.launcher is not None
-        try:
-            import optuna
-        except ModuleNotFoundError:
-            raise RunError("sweep=optuna needs a package: pip install -e '.[optuna]'") from None
+        if find_spec("optuna") is None:
+            raise RunError("sweep=optuna needs a package: pip install -e '.[optuna]'")
         parser = OverridesParser.create(config_loader=self.hydra_context.config_loader)
         texts = [f"{key}={value}" for key, value in self.params.items()]
         # The last one of a key wins.
@@ -99,6 +99,14 @@ class OptunaSweeper(Sweeper):
 
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
+        # Another search here would take this one's open trials for what a killed one has left.
+        with alone_in(folder):
+            self._search(folder, space, fixed)
+
+    def _search(self, folder: Path, space: dict[str, BaseDistribution], fixed: list[str]) -> None:
+        import optuna
+
+        assert self.launcher is not None
         OmegaConf.save(self.config, folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
@@ -185,13 +193,15 @@ def _distribution(override: Override) -> BaseDistribution:
 
     value, key = override.value(), override.key_or_group
     if isinstance(value, IntervalSweep):
+        if value.start is None or value.end is None or value.start > value.end:
+            raise ValueError(
+                f"{key}: a range goes from a smaller to a larger number, got {override.input_line}"
+            )
         logarithmic = "log" in value.tags
-        assert value.start is not None
-        assert value.end is not None
-        if isinstance(value.start, int) and isinstance(value.end, int):
-            return IntDistribution(value.start, value.end, log=logarithmic)
         if logarithmic and value.start <= 0:
             raise ValueError(f"{key}: a logarithmic range must start above 0, got {value.start}")
+        if isinstance(value.start, int) and isinstance(value.end, int):
+            return IntDistribution(value.start, value.end, log=logarithmic)
         return FloatDistribution(float(value.start), float(value.end), log=logarithmic)
     if isinstance(value, RangeSweep) and isinstance(numbers := value.range(), range) and numbers:
         return IntDistribution(min(numbers), max(numbers), step=abs(numbers.step))

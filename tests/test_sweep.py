@@ -25,7 +25,10 @@ from dtf import sweep
 # A run takes five steps, one line of steps.txt each, and goes on with them after a kill.
 PROGRAM = """
 import json, math, os, signal, sys, time
+from dtf.lit import command as machinery
 from dtf.lit.command import RunError, command, plain, run_folder
+
+machinery.SECONDS_TO_WAIT = float(os.environ.get("PATIENCE", "20"))
 
 @command("work")
 def main(cfg):
@@ -75,6 +78,8 @@ def start(program: Path, *arguments: str, **environment: str) -> subprocess.Pope
         cwd=program,
         env=clean_environment() | {"PYTHONPATH": str(REPOSITORY)} | environment,
         start_new_session=True,
+        # A test suite that runs in the background was told to ignore Ctrl-C, and so would this be.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -180,6 +185,60 @@ def test_ctrl_c_ends_the_sweep(program: Path) -> None:
     assert not (program / "out" / "part-c").exists()
 
 
+def test_two_sweeps_in_one_folder(program: Path) -> None:
+    """Two processes must never train in one folder: the second sweep leaves the run to the first one."""
+    first = start(program, "part=a,b", WAIT="a")
+    pid = wait_for(program / "out" / "part-a" / "pid")
+    wait_for(program / "out" / "part-a" / "steps.txt")
+    second = work(program, "part=a,c", PATIENCE="0.3")
+    assert second.code == 0, second.err
+    folder = program / "out" / "part-a"
+    assert f"error: another process is at work in {folder}: wait" in second.err
+    assert "part-a is left to the process that is at work there" in second.out
+    assert {run: row["status"] for run, row in rows(program / "out").items()} == {
+        "part-a": "unfinished",
+        "part-c": "finished",
+    }
+    (folder / "go").touch()
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert (folder / "steps.txt").read_text().split() == ["0", "1", "2", "3", "4"]
+    assert (folder / "pid").read_text() == pid
+    assert {row["status"] for row in rows(program / "out").values()} == {"finished"}
+
+
+def test_a_run_waits_for_the_end_of_the_one_before(program: Path) -> None:
+    """A sweep that was killed leaves a run that still saves."""
+    first = start(program, "part=a,b", WAIT="a")
+    wait_for(program / "out" / "part-a" / "steps.txt")
+    second = start(program, "part=a,b")
+    time.sleep(1.5)
+    (program / "out" / "part-a" / "go").touch()
+    for process in (first, second):
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 0, err
+    assert (program / "out" / "part-a" / "steps.txt").read_text().split() == ["0", "1", "2", "3", "4"]
+
+
+def test_runs_look_their_settings_up_where_the_sweep_does(program: Path) -> None:
+    """A recipe of one's own, and Hydra's settings for the run itself."""
+    mine = program / "mine" / "recipe"
+    mine.mkdir(parents=True)
+    (mine / "low.yaml").write_text("# @package _global_\nlr: 0.01\n")
+    more = program / "more" / "recipe"
+    more.mkdir(parents=True)
+    (more / "high.yaml").write_text("# @package _global_\nlr: 0.5\n")
+    arguments = ["--config-dir", "mine", f"hydra.searchpath=[file://{program}/more]"]
+    done = work(program, *arguments, "+recipe=low,high")
+    assert done.code == 0, done.err
+    found = {run.split("-")[1]: row for run, row in rows(program / "out").items()}
+    results = {
+        name: json.loads((program / "out" / row["run"] / "results.json").read_text())
+        for name, row in found.items()
+    }
+    assert {name: r["config"]["lr"] for name, r in results.items()} == {"low": 0.01, "high": 0.5}
+
+
 # ---- search ----------------------------------------------------------------------------------------------
 
 SEARCH = ["sweep=optuna", "hydra.sweeper.startup_trials=2", "lr=tag(log,interval(1e-4,1))"]
@@ -234,6 +293,38 @@ def test_a_search_for_what_runs_do_not_measure(program: Path, search: list[str])
     done = work(program, *search, "hydra.sweeper.objective=val/top_1")
     assert done.code == 1
     assert "the runs return no val/top_1; did you mean val/top1_best?" in done.err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        (["lr=tag(log,interval(0,1))"], "lr: a logarithmic range must start above 0, got 0.0"),
+        (["lr=interval(2,1)"], "lr: a range goes from a smaller to a larger number, got lr=interval(2,1)"),
+        (["lr=interval(1,2)", "hydra.sweeper.n_jobs=0"], "hydra.sweeper.n_jobs must be at least 1, got 0"),
+        (["lr=interval(1,2)", "hydra.sweeper.direction=up"], "must be maximize or minimize, got 'up'"),
+    ],
+)
+def test_searches_that_cannot_be(program: Path, wrong: list[str], told: str) -> None:
+    done = work(program, "hydra/sweeper=dtf_optuna", *wrong)
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.endswith(f"{told}\n")
+    assert done.err.count("\n") == 1
+
+
+def test_two_searches_in_one_folder(program: Path, search: list[str]) -> None:
+    """The second one would take the open trials of the first for what a killed search has left."""
+    arguments = [*search, "part=a", "hydra.sweeper.n_trials=1"]
+    first = start(program, *arguments, WAIT="a")
+    while not (steps := list((program / "out").glob("*/steps.txt"))):
+        time.sleep(0.01)
+    second = work(program, *arguments, PATIENCE="0.3")
+    assert second.code == os.EX_TEMPFAIL
+    assert "another process is at work in out: wait" in second.err
+    (steps[0].parent / "go").touch()
+    first.communicate(timeout=60)
+    assert first.returncode == 0
+    assert len(names(program / "out")) == 1
 
 
 def test_the_search_of_the_documents_composes() -> None:

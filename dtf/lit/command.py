@@ -4,12 +4,15 @@
 * answers a wrong setting with one line that names the nearest right one,
 * shows a user's mistake as `error: ...` with exit code 1, without a trace (HYDRA_FULL_ERROR=1 shows it),
 * decides the output folder once for all processes of a run,
+* lets one process at a time be at work in a folder,
 * gives each run of a sweep (`-m`) a process of its own: whatever becomes of it, the others go on.
 """
 
 from __future__ import annotations
 
 import difflib
+import errno
+import fcntl
 import functools
 import inspect
 import json
@@ -27,10 +30,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.conf import HydraConf
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -62,13 +66,29 @@ STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGUSR1, sign
 """Exit codes of a run that has saved because a signal asked it to stop, see `dtf.lit.survival`."""
 RESULTS = "results.json"
 """In the folder of a run that is finished."""
+LOCK = ".lock"
+"""In the folder of a run or a search: locked by the process that is at work there."""
+SECONDS_TO_WAIT = 20.0
+"""For a folder's last process, which may still have to save."""
 
 log = logging.getLogger(__name__)
 Prepare = Callable[[list[str]], list[str]]
 
 
 class RunError(RuntimeError):
-    """A run that cannot go on for a reason that its user can act on. Shown as one line."""
+    """A run that cannot go on for a reason that its user can act on. Shown as one line.
+
+    Attributes:
+        code: exit code of the process that it ends.
+    """
+
+    code = 1
+
+
+class FolderInUse(RunError):
+    """Another process is at work in the folder; nothing in it has been touched."""
+
+    code = os.EX_TEMPFAIL
 
 
 def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Callable], Callable[[], None]]:
@@ -80,7 +100,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
 
     Returns:
         A decorator for `function(cfg) -> metrics`. The decorated function takes no argument and exits the
-        process with code 1 on an error.
+        process with code 1 on an error, with 75 where another process is at work in the run's folder.
     """
 
     def decorate(function: Callable[[DictConfig], Any]) -> Callable[[], None]:
@@ -91,7 +111,12 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
         def task(cfg: DictConfig) -> Any:
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return _run_of_sweep(script, cfg, full_error)
-            with _environment_of_run(full_error), one_line_errors(conf), _recorded(conf):
+            with (
+                _environment_of_run(full_error),
+                one_line_errors(conf),
+                alone_in(run_folder()),
+                _recorded(conf),
+            ):
                 return function(cfg)
 
         full_error = os.environ.get(FULL_ERROR)
@@ -164,8 +189,8 @@ def one_line_errors(conf: Path | None = None) -> Iterator[None]:
             raise
         rank = os.environ.get("LOCAL_RANK", "0")
         prefix = "error: " if rank == "0" else f"error (process {rank}): "
-        print(prefix + " ".join(text.split()), file=sys.stderr)
-        sys.exit(1)
+        print(prefix + printable(" ".join(text.split())), file=sys.stderr)
+        sys.exit(error.code if isinstance(error, RunError) else 1)
 
 
 def explain(error: BaseException, conf: Path | None = None) -> str | None:
@@ -213,6 +238,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+def printable(text: str) -> str:
+    """A text as a terminal may show it: names come from files and may hold anything."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
 def _is_raised_here(error: BaseException) -> bool:
     """Whether our code raised the error (a user's fault) or a library did (then its trace matters)."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -220,7 +250,7 @@ def _is_raised_here(error: BaseException) -> bool:
     if not frames:
         return False
     last = Path(frames[-1].filename).resolve()
-    return last.parent == root or root / "dtf" in last.parents
+    return last.parent == root or not {root / "dtf", root / "hydra_plugins"}.isdisjoint(last.parents)
 
 
 def _explain_option(error: MissingConfigException) -> str:
@@ -323,7 +353,7 @@ def _record(folder: Path, reason: str, trace: str) -> None:
     # A full disk may be what is wrong; the error itself is shown in any case.
     with suppress(OSError):
         partial = folder / f".{FAILURE}.{os.getpid()}.part"
-        partial.write_text(f"{' '.join(reason.split())}\n\n{trace}", "utf-8", "backslashreplace")
+        partial.write_text(f"{printable(' '.join(reason.split()))}\n\n{trace}", "utf-8", "backslashreplace")
         os.replace(partial, folder / FAILURE)
 
 
@@ -346,13 +376,20 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
             return done["metrics"]
     if is_first_process():
         (folder / FAILURE).unlink(missing_ok=True)
-    overrides = [o for o in hydra_config.overrides.task if not o.startswith("output=")]
     environment = {k: v for k, v in os.environ.items() if k not in (RUN_FOLDER, FULL_ERROR)}
     if full_error is not None:
         environment[FULL_ERROR] = full_error
     environment |= {SWEEP_FOLDER: str(folder.parent), SWEEP_PROCESS: str(os.getpid())}
-    arguments = [sys.executable, str(script), *overrides, f"output={quoted(folder)}"]
+    arguments = [
+        sys.executable,
+        str(script),
+        *_arguments_of_run(script, hydra_config),
+        f"output={quoted(folder)}",
+    ]
     code = _wait(subprocess.Popen(arguments, env=environment))
+    if code == FolderInUse.code:
+        log.warning("%s is left to the process that is at work there", folder.name)
+        return None
     if code in STOPPED:
         # Not this run alone is to stop. It has saved and said how to go on.
         sys.exit(code)
@@ -363,6 +400,19 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         _record(folder, f"its process {ended}", "")
     log.error("%s failed: %s", folder.name, failure(folder))
     return None
+
+
+def _arguments_of_run(script: Path, hydra_config: HydraConf) -> list[str]:
+    """The command line of a sweep's run, all but its folder: where settings are looked up, and its own."""
+    name, found = hydra_config.job.config_name, []
+    if name is not None and name != script.stem:
+        found += ["--config-name", name]
+    for source in hydra_config.runtime.config_sources:
+        if source.provider == "command-line":
+            found += ["--config-dir", source.path]
+    of_runs = ("hydra.searchpath", "hydra.verbose", "hydra.job_logging", "hydra/job_logging")
+    found += [o for o in hydra_config.overrides.hydra if o.lstrip("+~").startswith(of_runs)]
+    return found + [o for o in hydra_config.overrides.task if not o.startswith("output=")]
 
 
 def _wait(process: subprocess.Popen) -> int:
@@ -390,6 +440,43 @@ def _wait(process: subprocess.Popen) -> int:
     finally:
         for signum in handled:
             signal.signal(signum, signal.SIG_DFL)
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Let one process at a time be at work in a folder; the first of those that a run has.
+
+    The operating system gives the lock back when the process ends, however it ends.
+
+    Raises:
+        FolderInUse: another process is, and goes on being it for `SECONDS_TO_WAIT`.
+    """
+    if not is_first_process():
+        yield
+        return
+    with open(folder / LOCK, "a") as file:
+        end = time.monotonic() + SECONDS_TO_WAIT
+        while not _lock(file):
+            if time.monotonic() > end:
+                raise FolderInUse(
+                    f"another process is at work in {folder}: wait for its end, or choose another folder "
+                    "(output=DIR)"
+                )
+            time.sleep(0.1)
+        yield
+
+
+def _lock(file: IO[str]) -> bool:
+    """Whether this process now has the file's lock; where the file system has no locks, as if it had."""
+    try:
+        # Of the process: neither the loader's workers nor other processes of the run inherit it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+    return True
 
 
 def _end_with_sweep() -> None:
@@ -460,10 +547,12 @@ def _run_name(overrides: Sequence[str] | None = None, fixed: Sequence[str] = ())
         fixed: keys that are the same in all runs.
     """
     kept = [o for o in overrides or [] if o.split("=")[0].lstrip("+~") not in fixed]
-    text = "__".join(re.sub(r"[^A-Za-z0-9_.]+", "-", o).strip("-.") for o in kept) or "default"
-    if len(text) <= 120:
+    parts = [re.sub(r"[^A-Za-z0-9_.+-]+", "-", o.lstrip("+~").replace("=", "-", 1)) for o in kept]
+    text = "__".join(parts).strip(".") or "default"
+    # Other values are not told apart by what is left of them: a/b and a-b, [1,2] and [12].
+    if all(re.fullmatch(r"[^=]*=[A-Za-z0-9_.+-]*", o) for o in kept) and len(text) <= 120:
         return text
-    return f"{text[:110]}-{zlib.crc32(text.encode()):08x}"
+    return f"{text[:110].rstrip('-')}-{zlib.crc32('|'.join(kept).encode()):08x}"
 
 
 def _share_folder(arguments: list[str]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dtf.lit.command import RunError, run_folder, sweep_folder
+from dtf.lit.command import RunError, is_first_process, run_folder, sweep_folder
 from dtf.lit.files import explaining
 
 STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
@@ -139,8 +139,8 @@ def _run_id(folder: Path) -> str:
     if path.is_file() and re.fullmatch(r"[0-9a-f]{8}", found := path.read_text("utf-8", "replace").strip()):
         return found
     new = secrets.token_hex(4)
-    # The processes after the first one log nothing, and need no id.
-    if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+    # The processes after the first one, on whatever machine, log nothing and need no id.
+    if is_first_process():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(new)
     return new

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.lit.command import RESULTS
+from dtf.lit.command import RESULTS, printable
 from dtf.lit.files import replacing
 from dtf.lit.scores import Evaluation
 
@@ -38,7 +39,8 @@ def results(evaluation: Evaluation, class_names: Sequence[str], paths: Sequence[
     return {
         "top1": evaluation.top1,
         "top5": evaluation.top5,
-        "loss": evaluation.loss,
+        # None where all videos are broken.
+        "loss": evaluation.loss if math.isfinite(evaluation.loss) else None,
         "videos": len(evaluation.video_index),
         "views_per_video": sorted(set(evaluation.num_views.tolist())),
         "broken_videos": broken,
@@ -183,4 +185,4 @@ def _escape(text: str) -> str:
     """Names come from files: no markup, no control characters."""
     from rich.markup import escape
 
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+    return escape(printable(text))

@@ -89,11 +89,18 @@ class Evaluation:
         return total, right
 
     def check(self, stage: str, max_bad_fraction: float) -> None:
-        """Fail with the list when too many videos are broken.
+        """Fail with the list when too many videos are broken, or where scores are no numbers.
 
         Raises:
-            RunError: more than `max_bad_fraction` of the videos.
+            RunError: more than `max_bad_fraction` of the videos; or the network's scores are NaN, of which
+                the ranking would make class 0.
         """
+        odd = self.sound & ~np.isfinite(self.scores).all(axis=1)
+        if odd.any():
+            raise RunError(
+                f"{stage}: the network's scores of {odd.sum()} of {len(odd)} videos are not finite: its "
+                "weights are not, or numbers grow too large for trainer.precision (try bf16-mixed or 32-true)"
+            )
         bad, total = len(self.errors), len(self.video_index)
         if bad <= max_bad_fraction * total:
             return

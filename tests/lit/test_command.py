@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
@@ -22,6 +24,12 @@ def test_only_our_value_errors_are_the_users() -> None:
     with pytest.raises(ValueError, match="lr must") as ours:
         command_error()
     assert explain(ours.value) == str(ours.value)
+
+
+def test_errors_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit), one_line_errors():
+        raise RunError("class \x1b[31mred\n is wrong")
+    assert capsys.readouterr().err == "error: class ?[31mred is wrong\n"
 
 
 def command_error() -> None:
@@ -111,6 +119,15 @@ def test_a_sweep_names_folders_by_what_changes() -> None:
     assert len(set(long)) == 2
     assert all(len(name) < 130 for name in long)
     assert command._run_name([]) == "default"
+
+
+def test_no_two_runs_of_a_sweep_share_a_folder() -> None:
+    values = ["1", "-1", "1e-1", "a/b", "a-b", "'a b'", "a_b", "[1,2]", "[12]", "[1,-2]", "null", "é", "è"]
+    found = [command._run_name([f"+x={value}"]) for value in values]
+    assert len(set(found)) == len(values)
+    assert found[:3] == ["x-1", "x--1", "x-1e-1"]
+    assert found[3].startswith("x-a-b-")
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in found)
 
 
 def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:

@@ -207,7 +207,9 @@ def test_every_command_of_the_page_composes() -> None:
             assert compose("train", overrides=words[2:]).logger.csv is not None
 
 
-def test_a_run_keeps_its_id_and_a_copy_of_its_name_has_another(tmp_path: Path) -> None:
+def test_a_run_keeps_its_id_and_a_copy_of_its_name_has_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "a").mkdir()
     one = loggers._run_id(tmp_path / "a")
     assert loggers._run_id(tmp_path / "a") == one
@@ -215,6 +217,10 @@ def test_a_run_keeps_its_id_and_a_copy_of_its_name_has_another(tmp_path: Path) -
     assert loggers._run_id(tmp_path / "b") != one
     (tmp_path / "a" / "wandb" / "run_id.txt").write_text("../../evil")
     assert re.fullmatch(r"[0-9a-f]{8}", loggers._run_id(tmp_path / "a"))
+    # The first process of the second machine must not write over the id of the first one's.
+    monkeypatch.setenv("NODE_RANK", "1")
+    loggers._run_id(tmp_path / "c")
+    assert not (tmp_path / "c").exists()
 
 
 @pytest.mark.parametrize("settings", [{"every_n_epochs": 0}, {"num_clips": -1}])

@@ -152,6 +152,20 @@ def test_all_videos_broken() -> None:
         found.check("val", 0.5)
 
 
+def test_scores_that_are_no_numbers_are_no_result() -> None:
+    """Ranked, NaN would be class 0: one video in four right."""
+    data = clips(4, 1)
+    data["probabilities"][2] = torch.nan
+    scores = VideoScores()
+    add(scores, data, list(range(4)), errors={1: "b.mp4: empty"})
+    with pytest.raises(RunError, match=r"test: the network's scores of 1 of 4 videos are not finite"):
+        scores.compute().check("test", 1.0)
+    # A video that cannot be read has no scores, which is another matter.
+    broken = VideoScores()
+    add(broken, clips(4, 1), list(range(4)), errors={2: "c.mp4: empty"})
+    broken.compute().check("test", 1.0)
+
+
 def test_no_videos() -> None:
     with pytest.raises(RunError, match="no videos"):
         VideoScores().compute()
