@@ -99,6 +99,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
             report.write_json(folder / "about.json", about)
             log_start(loggers, config, about)
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
+        # Now: testing a checkpoint gives every callback, the timer too, what it says once more.
+        seconds = timer.time_elapsed("train")
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
@@ -115,7 +117,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         title = f"{network.name} on {data.name}"
         evaluation = model.evaluations[test_stage]
         figures = {
-            "seconds": timer.time_elapsed("train"),
+            "seconds": seconds,
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "config": config,
         }

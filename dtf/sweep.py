@@ -342,6 +342,8 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     axes.set_yticks(ticks, [", ".join(group) for group in groups], parse_math=False)
     axes.set_ylim(bottom - height / 2, -height - space / 2)
     axes.set_xlim(0, max(top, 0.01) * 1.4)
+    # Beyond the longest bar is room for the figures, not for shares above 1.
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1 + 1e-9])
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.grid(axis="x", color="0.9", zorder=0)
     axes.set_axisbelow(True)

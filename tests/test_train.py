@@ -52,6 +52,13 @@ def test_a_run_leaves_everything_behind(tiny_run: Path) -> None:
     scores = [[float(v) for k, v in row.items() if k.startswith("score:")] for row in rows]
     assert all(abs(sum(s) - 1) < 1e-5 for s in scores)
     assert (tiny_run / "confusion.png").read_bytes().startswith(b"\x89PNG")
+    # The time of the training alone; the timer of the tested checkpoint does not count once more.
+    best, last = (
+        torch.load(tiny_run / "checkpoints" / f"{name}.ckpt", weights_only=True)["callbacks"]["Timer"]
+        for name in ("best", "last")
+    )
+    elapsed = last["time_elapsed"]["train"]
+    assert elapsed <= found["seconds"] < elapsed + best["time_elapsed"]["train"]
 
     curves = list(csv.DictReader((tiny_run / "csv" / "version_0" / "metrics.csv").open()))
     for name in ("train/loss", "train/top1", "train/top5", "val/top1", "val/loss", "train/lr"):
