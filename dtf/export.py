@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dtf.lit.command import nearest
 from dtf.lit.options import parse_options, run_command
@@ -41,7 +41,8 @@ TOLERANCE = 1e-4
 """Largest difference of a logit from the network's own, relative to its largest logit."""
 
 OPSET = 20
-"""Of the ONNX file; onnxruntime reads it from 1.17 on."""
+IR_VERSION = 9
+"""Of the ONNX file; onnxruntime reads both from 1.17 on."""
 
 _CHECKED_CLIPS = 3  # then one of them alone: the graph was traced with two
 _EXTERNAL_ABOVE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GB
@@ -92,7 +93,7 @@ def export(
     import torch
 
     from dtf.models import save_weights
-    from dtf.serving import ServedNetwork, describe, load_network, open_classifier
+    from dtf.serving import ServedNetwork, describe, load_network, open_classifier, served_settings
 
     path = Path(checkpoint)
     if path.suffix in (".pt2", ".onnx"):
@@ -117,7 +118,7 @@ def export(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".exporting-") as scratch:
             target = Path(scratch, NAMES[kind])
             if kind == "safetensors":
-                save_weights(target, network, {"class_names": class_names, "data": data})
+                save_weights(target, network, {"class_names": class_names, "data": served_settings(data)})
             else:
                 program = program or trace(served, clips[:2])
                 write = write_program if kind == "torch" else write_onnx
@@ -155,13 +156,15 @@ def trace(served: torch.nn.Module, clips: torch.Tensor) -> ExportedProgram:
 
     from dtf.ops.plain import decompositions
 
+    batch_norm = torch.ops.aten._native_batch_norm_legit_no_training.default
+    table = {**decompositions(), batch_norm: _matrix_norm}
     batch = torch.export.Dim("batch", min=1)
     try:
         with torch.no_grad():
             program = torch.export.export(served, (clips,), dynamic_shapes={"video": {0: batch}})
-            program = program.run_decompositions(decompositions())
+            program = program.run_decompositions(table)
     except (torch._dynamo.exc.TorchDynamoException, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"torch.export cannot take this network: {reason}") from error
     for node in program.graph.nodes:
         # Where each node comes from: paths of this machine, and most of the file's text.
@@ -169,6 +172,25 @@ def trace(served: torch.nn.Module, clips: torch.Tensor) -> ExportedProgram:
             node.meta.pop(key, None)
     program.example_inputs = None
     return program
+
+
+def _matrix_norm(
+    x: torch.Tensor,
+    weight: torch.Tensor | None,
+    bias: torch.Tensor | None,
+    mean: torch.Tensor,
+    variance: torch.Tensor,
+    momentum: float,
+    eps: float,
+) -> Any:
+    """The batch norm of a matrix, as in a DTF block, by a difference and a product.
+
+    onnxruntime up to 1.20 cannot load a batch norm behind a product of more than two dimensions.
+    """
+    if x.dim() != 2 or weight is not None or bias is not None:
+        return NotImplemented
+    empty = x.new_empty(0)
+    return (x - mean) * (variance + eps).rsqrt(), empty, empty
 
 
 def write_program(path: Path, program: ExportedProgram, description: dict[str, str]) -> None:
@@ -202,7 +224,8 @@ def write_onnx(path: Path, program: ExportedProgram, description: dict[str, str]
             verbose=False,
         )
     except OnnxExporterError as error:
-        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        cause = error.__cause__ or error
+        reason = (str(cause).strip() or repr(cause)).splitlines()[0]
         raise ValueError(f"this network has no ONNX form: {reason}") from error
     assert exported is not None
     model = exported.model
@@ -210,6 +233,7 @@ def write_onnx(path: Path, program: ExportedProgram, description: dict[str, str]
         node.metadata_props.clear()
     model.metadata_props.clear()
     model.metadata_props.update(description)
+    model.ir_version = IR_VERSION
     model.producer_name = "dtf"
     num_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
     exported.save(path, external_data=num_bytes > _EXTERNAL_ABOVE_BYTES)

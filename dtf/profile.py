@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import ast
 import math
-import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,7 +25,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.options import run_command
+from dtf.lit.options import choose_device, run_command
 
 if TYPE_CHECKING:
     import torch
@@ -288,12 +287,8 @@ def _run(name: str, device: str, settings: dict[str, Any]) -> int:
     if name == "all":
         print(models_table())
         return 0
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"none|cpu|cuda(:\d+)?", device):
-        raise ValueError(f"device must be auto, none, cpu, cuda or cuda:N, got {device!r}")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: torch {torch.__version__} sees no GPU here")
+    if device != "none":
+        device = str(choose_device(device))
     # Whatever the batch, costs are those of one clip.
     network, clip = build(name, **{**settings, "batch_size": 1})
     cost = measure_cost(network, clip)

@@ -11,6 +11,7 @@ Shape letters: B clips, T frames, S side of the crop, C classes.
 from __future__ import annotations
 
 import json
+import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ import torch
 from torch import nn
 
 from dtf.lit.checkpoint import load_checkpoint
+from dtf.lit.options import DEVICES, choose_device
 from dtf.lit.stored import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
 
@@ -72,23 +74,6 @@ class Classifier:
     network: VideoNetwork | None = None
 
 
-def choose_device(device: str) -> torch.device:
-    """The device of a name; "auto": a GPU where there is one.
-
-    Raises:
-        ValueError: no such device.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}") from None
-    if chosen.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device}: torch {torch.__version__} sees no GPU here")
-    return chosen
-
-
 def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Classifier:
     """Load a trained network.
 
@@ -127,36 +112,61 @@ def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
                 f"{path} does not say its {' and '.join(missing)}: it was not written by train.py"
             )
         names, data = metadata["class_names"], metadata["data"]
-    check_settings(path, data)
+    check_description(path, names, data, network.arguments["num_classes"])
     return network.eval(), names, data
 
 
-def check_settings(path: Path, data: Mapping[str, Any]) -> None:
-    """ValueError when settings without which no clip can be made are missing."""
+def check_description(path: Path, names: Any, data: Any, num_classes: int) -> None:
+    """ValueError when a file does not say how clips are made and what the classes are called."""
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: damaged description: class_names must be a list of texts")
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{path}: damaged description: it names {len(names)} classes, its network has {num_classes}"
+        )
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path}: damaged description: data must be settings, got {data!r}")
     missing = [key for key in CLIP_KEYS if key not in data]
     if missing:
         raise ValueError(
             f"{path} does not say data.{', data.'.join(missing)}: it was not written by train.py"
         )
+    kinds: dict[str, Any] = dict.fromkeys(("clip_length", "frame_stride", "crop_px"), int)
+    kinds |= {"short_side_px": int | None, "sampling": Mapping | None, "mean": list | tuple}
+    kinds |= {"std": list | tuple, "test_views": str}
+    wrong = [key for key, kind in kinds.items() if key in data and not isinstance(data[key], kind)]
+    wrong += [
+        key
+        for key in ("mean", "std")
+        if key not in wrong and not all(isinstance(value, int | float) for value in data[key])
+    ]
+    if wrong:
+        raise ValueError(f"{path}: damaged description: data.{wrong[0]} cannot be {data[wrong[0]]!r}")
+
+
+def served_settings(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The data settings that applying a network takes; nothing of where it was trained."""
+    return {key: data[key] for key in (*CLIP_KEYS, "name", "test_views") if key in data}
 
 
 def describe(network: VideoNetwork, class_names: Sequence[str], data: Mapping[str, Any]) -> dict[str, str]:
     """What an exported graph says about itself, as texts (JSON where a value is not one)."""
     length, size = data["clip_length"], data["crop_px"]
-    kept = {key: data[key] for key in (*CLIP_KEYS, "name", "test_views") if key in data}
     return {
         "format": FORMAT,
         "model": network.name,
         "arguments": json.dumps(network.arguments),
         "class_names": json.dumps(list(class_names)),
-        "data": json.dumps(kept),
+        "data": json.dumps(served_settings(data)),
         "input": f"video: uint8 (batch, {length} frames, {size}, {size}, 3 RGB), normalised inside",
         "output": f"logits: float32 (batch, {len(class_names)} classes), before the softmax",
     }
 
 
-def _read_description(path: Path, texts: Mapping[str, str]) -> tuple[list[str], dict[str, Any]]:
-    """Class names and data settings from what `describe` wrote."""
+def _read_description(
+    path: Path, texts: Mapping[str, str], num_classes: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Class names and data settings from what `describe` wrote about a graph with `num_classes` logits."""
     if texts.get("format") != FORMAT:
         raise ValueError(
             f"{path} was not written by `python -m dtf.export` (format {texts.get('format')!r}, expected "
@@ -166,9 +176,7 @@ def _read_description(path: Path, texts: Mapping[str, str]) -> tuple[list[str], 
         names, data = json.loads(texts["class_names"]), json.loads(texts["data"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged description: {error!r}") from error
-    if not isinstance(data, dict) or not (isinstance(names, list) and all(isinstance(n, str) for n in names)):
-        raise ValueError(f"{path}: damaged description: class_names must be texts and data an object")
-    check_settings(path, data)
+    check_description(path, names, data, num_classes)
     return names, data
 
 
@@ -199,7 +207,8 @@ def _open_program(path: Path, place: torch.device, trust: bool) -> Classifier:
         description = json.loads(texts[METADATA_FILE] or "{}")
     except ValueError:
         description = {}
-    names, data = _read_description(path, description)
+    [logits] = program.graph.output_node().args[0]
+    names, data = _read_description(path, description, logits.meta["val"].shape[-1])
     if place.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
@@ -211,7 +220,7 @@ def _open_onnx(path: Path, device: str) -> Classifier:
     _check_file(path)
     session = onnx_session(path, device)
     metadata = session.get_modelmeta().custom_metadata_map
-    names, data = _read_description(path, metadata)
+    names, data = _read_description(path, metadata, session.get_outputs()[0].shape[-1])
     inputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_inputs()]
     expected = ("video", "tensor(uint8)", [data["clip_length"], data["crop_px"], data["crop_px"], 3])
     if inputs != [expected]:
@@ -235,24 +244,28 @@ def onnx_session(path: Path, device: str = "cpu") -> Any:
         from onnxruntime.capi import onnxruntime_pybind11_state as state
     except ModuleNotFoundError:
         raise ValueError(_ONNX_MISSING) from None
-    if device not in ("auto", "cpu", "cuda") and not device.startswith("cuda:"):
+    if not re.fullmatch(DEVICES, device, flags=re.ASCII):
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
     has_cuda = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
     if device.startswith("cuda") and not has_cuda:
         raise ValueError(f"device={device}: this onnxruntime has no CUDA: pip install onnxruntime-gpu")
     providers: list[Any] = ["CPUExecutionProvider"]
     if has_cuda and device != "cpu":
-        index = int(device[5:]) if device[5:].isdecimal() else 0
+        index = int(device[5:] or 0) if device != "auto" else 0
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
     failures: tuple[type[Exception], ...] = (
         *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel),
         *(state.NoSuchFile, state.NotImplemented, state.RuntimeException, RuntimeError),
     )
     try:
-        return onnxruntime.InferenceSession(str(path), providers=providers)
+        session = onnxruntime.InferenceSession(str(path), providers=providers)
     except failures as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{path} is no ONNX graph that onnxruntime can run: {reason}") from error
+    # Where CUDA's libraries are missing, onnxruntime warns and takes the CPU.
+    if device.startswith("cuda") and session.get_providers()[0] != "CUDAExecutionProvider":
+        raise ValueError(f"device={device}: onnxruntime {onnxruntime.__version__} could not start CUDA here")
+    return session
 
 
 def _check_file(path: Path) -> None:

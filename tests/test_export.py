@@ -18,6 +18,7 @@ from torch import nn
 
 import dtf.export
 from dtf.export import NAMES, TOLERANCE, export, main
+from dtf.lit.checkpoint import describe
 from dtf.models import DTFBlock, create_model, load_weights, save_weights
 from dtf.predict import Predictor
 from dtf.predict import main as predict
@@ -39,11 +40,9 @@ SWIN = {
     "depths": (2,),
     "num_heads": (2,),
 }
-NETWORKS = {
-    "dtf_resnet50": {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "kernel_size": 1},
-    "dtf_swin_small": SWIN,
-    "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
-}
+# The operators of a 3 x 3 window are in Swin's graph.
+RESNET = {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "kernel_size": 1}
+NETWORKS = {"dtf_swin_small": SWIN, "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)}}
 
 
 def weights_file(folder: Path, name: str, **arguments) -> Path:
@@ -71,11 +70,22 @@ def difference(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
+def tells_classes_apart(logits: torch.Tensor) -> bool:
+    """Whether what differs between clips is far above the tolerance."""
+    return bool(logits.std(dim=0).max() > 100 * TOLERANCE * logits.abs().max())
+
+
 @pytest.fixture(scope="module")
-def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with best.ckpt and what the documented command makes of it in exported/."""
     folder = tmp_path_factory.mktemp("exported")
-    shutil.copy(tiny_checkpoint, folder / "best.ckpt")
+    network, metadata = load_weights(weights_file(folder, "dtf_resnet50", **RESNET))
+    data = metadata["data"] | {"root": str(folder)}
+    content = {
+        "state_dict": {f"network.{key}": value for key, value in network.state_dict().items()},
+        "dtf": describe(network, metadata["class_names"], data, {}),
+    }
+    torch.save(content, folder / "best.ckpt")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         arguments = documented("using.md", "dtf.export checkpoint=best.ckpt  ")
@@ -87,9 +97,9 @@ def test_each_file_computes_what_the_network_does(exported: Path) -> None:
     """The .pt2 file has a test of its own below, in a process without this package."""
     assert sorted(path.name for path in (exported / "exported").iterdir()) == sorted(NAMES.values())
     network, names, data = load_network(exported / "best.ckpt")
-    assert any(isinstance(module, DTFBlock) and module.alpha.abs().max() > 0 for module in network.modules())
     clips = random_clips(5, data)
     wanted = ServedNetwork(network, data["mean"], data["std"])(clips).detach()
+    assert tells_classes_apart(wanted)
     for name in ("model.safetensors", "model.onnx"):
         file = open_classifier(exported / "exported" / name, "cpu")
         assert file.class_names == names
@@ -109,8 +119,7 @@ def test_networks_agree(name: str, tmp_path: Path) -> None:
         found = open_classifier(done.path, "cpu", trust=True).logits(clips)
         assert difference(found, wanted) <= TOLERANCE
         assert done.difference <= TOLERANCE
-        # The clips tell the classes apart more than the tolerance does.
-        assert wanted.std(dim=0).max() > 100 * TOLERANCE * wanted.abs().max()
+    assert tells_classes_apart(wanted)
 
 
 def test_normalisation_is_that_of_training(tmp_path: Path) -> None:
@@ -128,16 +137,23 @@ def test_files_say_what_they_are_and_nothing_of_this_machine(exported: Path) -> 
     model = onnx.load(exported / "exported" / "model.onnx")
     about = {entry.key: entry.value for entry in model.metadata_props}
     assert [(o.domain, o.version) for o in model.opset_import] == [("", dtf.export.OPSET)]
+    # What onnxruntime 1.17 to 1.20 can load: batch norms of images alone, not of matrices.
+    assert model.ir_version == 9
+    ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
+    norms = [node for node in model.graph.node if node.op_type == "BatchNormalization"]
+    assert {ranks[node.input[0]] for node in norms} <= {4}
     with zipfile.ZipFile(exported / "exported" / "model.pt2") as archive:
         [name] = [name for name in archive.namelist() if name.endswith("dtf.json")]
         assert json.loads(archive.read(name)) == about
         texts = b"".join(archive.read(n) for n in archive.namelist() if n.endswith(".json"))
-    assert about["model"] == "dtf_tiny"
-    assert json.loads(about["data"])["clip_length"] == 4
-    assert len(json.loads(about["class_names"])) == 10
-    assert about["input"].startswith("video: uint8 (batch, 4 frames, 32, 32, 3 RGB)")
+    assert about["model"] == "dtf_resnet50"
+    assert json.loads(about["data"])["clip_length"] == 8
+    assert len(json.loads(about["class_names"])) == 5
+    assert about["input"].startswith("video: uint8 (batch, 8 frames, 16, 16, 3 RGB)")
     texts += model.SerializeToString()
-    for word in (str(REPOSITORY).encode(), b"site-packages", b"network.py", str(Path.home()).encode() + b"/"):
+    texts += (exported / "exported" / "model.safetensors").read_bytes()
+    words = (str(REPOSITORY), "site-packages", "network.py", f"{Path.home()}/", str(exported))
+    for word in map(str.encode, words):
         assert word not in texts, word
 
 
@@ -181,7 +197,7 @@ def test_the_documented_server_needs_neither_torch_nor_us(exported: Path, real_v
     printed = run_without(["torch", "dtf"], script, exported)
     name, _, score = printed.strip().rpartition(" ")
     assert name in load_network(exported / "best.ckpt")[1]
-    assert 10 <= float(score.rstrip("%")) <= 100
+    assert 20 <= float(score.rstrip("%")) <= 100
 
 
 def test_a_torch_graph_needs_torch_alone(exported: Path) -> None:
@@ -243,6 +259,11 @@ def test_files_of_others_and_damaged_ones_are_one_line(exported: Path, tmp_path:
     onnx.save(model, tmp_path / "other.onnx")
     with pytest.raises(ValueError, match=r"was not written by `python -m dtf.export`"):
         Predictor(tmp_path / "other.onnx")
+    model = onnx.load_from_string(whole)
+    next(entry for entry in model.metadata_props if entry.key == "class_names").value = '["only one"]'
+    onnx.save(model, tmp_path / "few.onnx")
+    with pytest.raises(ValueError, match=r"few.onnx: .* it names 1 classes, its network has 5"):
+        Predictor(tmp_path / "few.onnx")
     (tmp_path / "text.pt2").write_text("hello")
     with pytest.raises(ValueError, match=r"text.pt2 is no .pt2 file"):
         Predictor(tmp_path / "text.pt2", trust=True)
@@ -250,6 +271,53 @@ def test_files_of_others_and_damaged_ones_are_one_line(exported: Path, tmp_path:
         archive.writestr("x", "y")
     with pytest.raises(ValueError, match=r"empty.pt2 cannot be loaded"):
         Predictor(tmp_path / "empty.pt2", trust=True)
+
+
+@pytest.mark.parametrize(
+    ("names", "data", "message"),
+    [
+        (["a"], {}, "it names 1 classes, its network has 5"),
+        (list("abcdef"), {}, "it names 6 classes, its network has 5"),
+        ([1, 2, 3, 4, 5], {}, "class_names must be a list of texts"),
+        (list("abcde"), {"crop_px": "x"}, "data.crop_px cannot be 'x'"),
+        (list("abcde"), {"sampling": 5}, "data.sampling cannot be 5"),
+        (list("abcde"), {"mean": "abc"}, "data.mean cannot be 'abc'"),
+        (list("abcde"), {"std": [1, 1, None]}, r"data.std cannot be \[1, 1, None\]"),
+        (list("abcde"), 5, "data must be settings, got 5"),
+    ],
+)
+def test_what_a_file_says_is_checked(tmp_path: Path, names, data, message: str) -> None:
+    network, metadata = load_weights(weights_file(tmp_path, "c2d_tiny", **NETWORKS["c2d_tiny"]))
+    data = metadata["data"] | data if isinstance(data, dict) else data
+    save_weights(tmp_path / "odd.safetensors", network, {"class_names": names, "data": data})
+    with pytest.raises(ValueError, match=rf"odd.safetensors: damaged description: {message}"):
+        open_classifier(tmp_path / "odd.safetensors")
+
+
+@pytest.mark.parametrize("device", ["meta", "tpu", "cuda5", "cuda:x", "cuda:-1", ""])
+@pytest.mark.parametrize("name", ["best.ckpt", "exported/model.onnx"])
+def test_devices_are_those_documented(exported: Path, name: str, device: str) -> None:
+    with pytest.raises(ValueError, match="device must be auto, cpu, cuda or cuda:N"):
+        open_classifier(exported / name, device)
+
+
+def test_a_gpu_that_was_asked_for_is_used_or_it_is_an_error(exported: Path, monkeypatch) -> None:
+    import onnxruntime
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    with pytest.raises(ValueError, match=r"device=cuda:1: torch .* sees 1 GPU here"):
+        open_classifier(exported / "best.ckpt", "cuda:1")
+    # As with onnxruntime-gpu without CUDA's libraries: its session then falls back to the CPU.
+    found = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    start = onnxruntime.InferenceSession
+    monkeypatch.setattr("onnxruntime.get_available_providers", lambda: found)
+    monkeypatch.setattr(
+        "onnxruntime.InferenceSession", lambda path, providers: start(path, providers=providers[-1:])
+    )
+    with pytest.raises(ValueError, match=r"device=cuda: onnxruntime .* could not start CUDA here"):
+        open_classifier(exported / "exported" / "model.onnx", "cuda")
+    assert open_classifier(exported / "exported" / "model.onnx", "auto").device.type == "cpu"
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_speed_is_measured_in_the_mode_asked_for():
         (["dtf_tiny", "clip_length=eight"], "neither a number nor a list"),
         (["dtf_tiny", "image_size=0"], "image_size must be a number of pixels"),
         (["dtf_tiny", "batch_size=1.5"], "batch_size a number of clips"),
-        (["dtf_tiny", "device=tpu"], "device must be auto, none, cpu, cuda or cuda:N"),
+        (["dtf_tiny", "device=tpu"], "device must be auto, cpu, cuda or cuda:N"),
         (["dtf_tiny", "--device"], "there is no option --device"),
         (["dtf_tiny", "c2d_tiny"], "give one network"),
         (["all", "clip_length=8"], "takes no settings"),

@@ -7,8 +7,15 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dtf.lit.command import nearest, one_line_errors
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = r"auto|cpu|cuda(:\d{1,3})?"
+_STEM_BYTES = 160  # with the longest ending, and that of a file not yet whole, below the 255 of file systems
 
 
 def parse_options(arguments: Sequence[str], known: Mapping[str, str]) -> tuple[list[str], dict[str, str]]:
@@ -67,6 +74,25 @@ def number(options: Mapping[str, str], key: str, least: int, what: str) -> int:
     return int(value)
 
 
+def choose_device(device: str) -> torch.device:
+    """The device of a name; "auto": a GPU where there is one.
+
+    Raises:
+        ValueError: no such device.
+    """
+    import torch
+
+    if not re.fullmatch(DEVICES, device, flags=re.ASCII):
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    count = torch.cuda.device_count()
+    if device.startswith("cuda") and int(device[5:] or 0) >= count:
+        seen = f"{count or 'no'} GPU{'s' * (count > 1)}"
+        raise ValueError(f"device={device}: torch {torch.__version__} sees {seen} here")
+    return torch.device(device)
+
+
 def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:
     """Run a tool: help on request, a user's mistakes in one line.
 
@@ -92,12 +118,13 @@ class FileNames:
 
     def stem(self, video: str) -> str:
         """Such a name, without its ending."""
-        from dtf.draw import printable
+        from dtf.data.decode import printable
 
-        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name)).strip(".") or "video"
+        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name))
+        plain = plain.encode()[:_STEM_BYTES].decode(errors="ignore").strip(".") or "video"
         stem, count = plain, 1
-        while stem in self._taken:
+        while stem.casefold() in self._taken:
             count += 1
             stem = f"{plain}-{count}"
-        self._taken.add(stem)
+        self._taken.add(stem.casefold())
         return stem
