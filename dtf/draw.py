@@ -1,6 +1,6 @@
 """Pictures and videos of what a network says: frames with bars, a timeline, captions burnt into a video.
 
-Class and file names are data: unprintable signs are replaced, and `$` starts no formula.
+Class and file names are data: unprintable signs are escaped, and `$` starts no formula.
 """
 
 from __future__ import annotations
@@ -15,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from dtf.data.decode import VideoError, VideoReader
+from dtf.data.decode import VideoError, VideoReader, printable
 from dtf.sliding import Window
 
 FRAMES_DRAWN = 8
 MIN_VIDEO_PX = 256
 """Smaller videos are enlarged by a whole number before captions are burnt in, so that they can be read."""
+
+_MAX_VIDEO_PX = 4096
 
 _BAR_COLOUR = "#4878a8"
 _COLOURS = [f"C{i}" for i in range(10) if i != 7]  # matplotlib's, without the grey
@@ -31,11 +33,6 @@ _MAX_POINTS = 400
 
 Caption = list[tuple[str, float]]
 """(class, score) pairs, best first."""
-
-
-def printable(text: str) -> str:
-    """The text with all that a terminal or a font cannot show replaced by "?"."""
-    return "".join(c if c.isprintable() else "?" for c in text.encode("utf-8", "replace").decode("utf-8"))
 
 
 def draw_prediction(path: Path, video: str, frames: np.ndarray, caption: Caption) -> None:
@@ -202,7 +199,8 @@ def write_annotated(
         on_frame: called after each frame.
 
     Raises:
-        VideoError: the video has no frame rate, or too much of it cannot be decoded.
+        VideoError: the video has no frame rate, too much of it cannot be decoded, or the copy cannot be
+            encoded (a side above 16384 pixels).
     """
     import av
 
@@ -233,6 +231,9 @@ def write_annotated(
             assert stream is not None
             container.mux(stream.encode(None))
         os.replace(partial, path)
+    except av.FFmpegError as error:  # what reading raises is a VideoError
+        reason = f"has no annotated copy: it cannot be encoded ({error.strerror or type(error).__name__})"
+        raise VideoError(reader.path, reason) from error
     finally:
         partial.unlink(missing_ok=True)
 
@@ -240,7 +241,8 @@ def write_annotated(
 def _enlarge(frame: np.ndarray) -> np.ndarray:
     """(H, W, 3) -> a copy with even sides, the shorter at least `MIN_VIDEO_PX`."""
     height, width = frame.shape[:2]
-    factor = math.ceil(MIN_VIDEO_PX / min(height, width))
+    # Not beyond what an H.264 stream may have.
+    factor = min(math.ceil(MIN_VIDEO_PX / min(height, width)), max(1, _MAX_VIDEO_PX // max(height, width)))
     if factor > 1:
         frame = frame.repeat(factor, axis=0).repeat(factor, axis=1)
     height, width = frame.shape[:2]
@@ -259,10 +261,10 @@ class _Panels:
         key = (frame.shape, tuple(caption))
         if key != self._key:
             self._key, self._panel = key, _panel(frame.shape[0], frame.shape[1], caption)
-        height, width = self._panel.shape[:2]
-        part = frame[frame.shape[0] - height :, :width]
-        alpha = self._panel[:, :, 3:] / 255
-        part[:] = (part * (1 - alpha) + self._panel[:, :, :3] * alpha).round().astype(np.uint8)
+        panel = self._panel[: frame.shape[0]]
+        part = frame[frame.shape[0] - panel.shape[0] :, : panel.shape[1]]
+        alpha = panel[:, :, 3:] / 255
+        part[:] = (part * (1 - alpha) + panel[:, :, :3] * alpha).round().astype(np.uint8)
 
 
 def _panel(height: int, width: int, caption: Caption) -> np.ndarray:

@@ -353,11 +353,12 @@ def _run(files: list[str], options: dict[str, str]) -> int:
     from dtf.models import VideoNetwork
     from dtf.predict import Predictor, find_videos
 
-    predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
-    if not isinstance(predictor.network, VideoNetwork):
+    if Path(options["checkpoint"]).suffix in (".pt2", ".onnx"):
         raise ValueError(
             f"{options['checkpoint']} is a graph without its network: give the .ckpt or .safetensors"
         )
+    predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
+    assert isinstance(predictor.network, VideoNetwork)
     wanted = options["class"]
     if wanted and wanted not in predictor.class_names:
         raise ValueError(f"the network knows no class {wanted!r}{nearest(wanted, predictor.class_names)}")

@@ -24,6 +24,7 @@ A video that cannot be read is named, the others go on, and the exit code is 1.
 from __future__ import annotations
 
 import csv
+import math
 import os
 import re
 import sys
@@ -298,7 +299,7 @@ def _seconds(options: dict[str, str], key: str) -> float | None:
     text = options[key]
     if not text:
         return None
-    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not float(text) > 0:
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not 0 < float(text) < math.inf:
         raise ValueError(f"{key} must be seconds above 0, for example {key}=2.0; got {text!r}")
     return float(text)
 
@@ -337,7 +338,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(request: Request) -> int:
     from rich.console import Console
 
-    from dtf.draw import printable
+    from dtf.data.decode import VideoError
     from dtf.lit.report import write_json
 
     predictor = Predictor(request.checkpoint, request.views, request.device, request.trust)
@@ -360,26 +361,25 @@ def _run(request: Request) -> int:
                     print(f"error: {record['error']}", file=sys.stderr)
                 else:
                     try:
-                        record |= _write_files(
-                            folder, prediction, predictor.class_names, request, names, progress
+                        _write_files(
+                            folder, prediction, record, predictor.class_names, request, names, progress
                         )
-                    except ValueError as error:
+                    except VideoError as error:
                         # The video was classified; only its copy is missing.
                         record["error"] = str(error)
                         print(f"error: {error}", file=sys.stderr)
                     _show(console, folder, prediction, record)
                 records.append(record)
-                best = [
-                    x for p in record["predictions"] for x in (printable(p["class"]), f"{p['score']:.6f}")
-                ]
-                rows.writerow([record["video"], record["error"] or "", *best])
+                best = [x for p in record["predictions"] for x in (_cell(p["class"]), f"{p['score']:.6f}")]
+                rows.writerow([_cell(record["video"]), _cell(record["error"] or ""), *best])
                 file.flush()
     finally:
         # A run that is cut off keeps what it has.
         write_json(folder / "predictions.json", records)
     failed = sum(bool(record["error"]) for record in records)
-    if failed:
-        print(f"error: {failed} of {len(videos)} videos could not be read", file=sys.stderr)
+    unread = sum(not record["predictions"] for record in records)
+    if unread:
+        print(f"error: {unread} of {len(videos)} videos could not be read", file=sys.stderr)
     return 1 if failed else 0
 
 
@@ -410,7 +410,7 @@ def _predictions(
 
 def _record(prediction: Prediction) -> dict[str, Any]:
     """The entry of predictions.json."""
-    from dtf.draw import printable
+    from dtf.data.decode import printable
 
     return {
         "video": printable(prediction.video),
@@ -425,20 +425,20 @@ def _record(prediction: Prediction) -> dict[str, Any]:
 def _write_files(
     folder: Path,
     prediction: Prediction,
+    about: dict[str, Any],
     class_names: Sequence[str],
     request: Request,
     names: FileNames,
     progress: Progress,
-) -> dict[str, Any]:
-    """Picture, timeline and annotated video; returns what predictions.json says about them.
+) -> None:
+    """Picture, timeline and annotated video; `about`, the entry of predictions.json, gets each that is there.
 
     Raises:
-        ValueError: the annotated video cannot be written.
+        VideoError: the annotated video cannot be written.
     """
-    from dtf.draw import draw_prediction, draw_timeline, printable, write_annotated
+    from dtf.draw import draw_prediction, draw_timeline, write_annotated
 
     stem = names.stem(prediction.video)
-    about: dict[str, Any] = {}
     overall = list(zip(prediction.classes, prediction.scores, strict=True))
     windows, scores = prediction.windows, prediction.window_scores
     assert prediction.frames is not None
@@ -450,9 +450,7 @@ def _write_files(
             rows.writerow(["start", "end", "class", "score"])
             for window, caption in zip(windows, best, strict=True):
                 for name, score in caption:
-                    rows.writerow(
-                        [f"{window.start:.3f}", f"{window.end:.3f}", printable(name), f"{score:.6f}"]
-                    )
+                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", _cell(name), f"{score:.6f}"])
         about["windows"] = [
             {
                 "start": round(window.start, 3),
@@ -480,14 +478,19 @@ def _write_files(
 
         with VideoReader(prediction.video) as reader:
             task = progress.add_task("annotated video", total=reader.num_frames)
-            about["annotated"] = f"{stem}.annotated.mp4"
+            copy = f"{stem}.annotated.mp4"
             try:
-                write_annotated(
-                    folder / about["annotated"], reader, caption_at, lambda: progress.advance(task)
-                )
+                write_annotated(folder / copy, reader, caption_at, lambda: progress.advance(task))
             finally:
                 progress.remove_task(task)
-    return about
+        about["annotated"] = copy
+
+
+def _cell(text: str) -> str:
+    """A text for CSV. A name may come from a stranger, and spreadsheets run what begins like a formula."""
+    from dtf.data.decode import printable
+
+    return f"'{printable(text)}" if text.startswith(("=", "+", "-", "@")) else printable(text)
 
 
 def _open_csv(path: Path) -> Any:
@@ -512,7 +515,8 @@ def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, 
     from rich.markup import escape
     from rich.table import Table
 
-    from dtf.draw import clock, printable
+    from dtf.data.decode import printable
+    from dtf.draw import clock
 
     console.print(f"[bold]{escape(record['video'])}[/bold]", soft_wrap=True)
     table = Table(show_header=False)

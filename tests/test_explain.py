@@ -230,6 +230,10 @@ def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, ca
         ),
         ([str(VIDEOS[0]), "checkpoint={good}", "block=layer9"], "there is no block 'layer9'"),
         ([str(VIDEOS[0]), "checkpoint=/no/such.ckpt"], "there is no checkpoint /no/such.ckpt"),
+        (
+            [str(VIDEOS[0]), "checkpoint=model.pt2"],
+            "model.pt2 is a graph without its network: give the .ckpt",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys, arguments, message):

@@ -17,6 +17,8 @@ from engine import documented, run_subprocess
 
 from dtf.data.decode import VideoError, VideoReader
 from dtf.draw import clock, draw_timeline, write_annotated
+from dtf.lit.options import FileNames
+from dtf.models import create_model, save_weights
 from dtf.predict import Predictor, find_videos, main, parse
 from dtf.sliding import Window
 
@@ -111,6 +113,7 @@ def test_all_well_is_exit_code_0(tiny_checkpoint: Path, tmp_path: Path, capsys) 
             "window must be seconds above 0, for example window=2.0",
         ),
         (["v.mp4", "checkpoint={good}", "window=nan"], "window must be seconds above 0"),
+        (["v.mp4", "checkpoint={good}", "window=" + "9" * 400], "window must be seconds above 0"),
         (["v.mp4", "checkpoint={good}", "stride=1"], "stride has no effect without window"),
         (["v.mp4", "checkpoint={good}", "video=yes"], "video must be true or false, got 'yes'"),
         (["v.mp4", "checkpoint={good}", "device=tpu9"], "device must be auto, cpu, cuda or cuda:N"),
@@ -189,6 +192,7 @@ def test_the_documented_commands(here: Path) -> None:
         best = [(row[f"class_{k}"], float(row[f"score_{k}"])) for k in (1, 2, 3)]
         assert best == [(p["class"], pytest.approx(p["score"], abs=1e-6)) for p in record["predictions"]]
     assert not list((here / "folder").glob("*.png"))
+    shutil.copy(here / "match.mp4", here / "dive.mp4")
     assert main([*documented("using.md", "views=3x3 video=true")[2:], "output=views"]) == 0
     assert (here / "views" / "dive.mp4.annotated.mp4").stat().st_size > 1000
 
@@ -315,6 +319,68 @@ def test_an_annotated_video_is_whole_or_not_there(here: Path, monkeypatch) -> No
     with VideoReader("match.mp4") as reader, pytest.raises(VideoError, match="is damaged"):
         write_annotated(here / "copy.mp4", reader, lambda seconds: [("a", 1.0)])
     assert sorted(p.name for p in here.iterdir()) == ["best.ckpt", "match.mp4"]
+
+
+def test_a_wide_video_is_annotated_whole(here: Path) -> None:
+    write_striped(here / "wide.mp4", 3, size=(16, 2400))
+    with VideoReader("wide.mp4") as reader:
+        write_annotated(here / "copy.mp4", reader, lambda seconds: [("a", 1.0)])
+    with VideoReader(here / "copy.mp4") as copy:
+        assert copy.read(range(3)).shape == (3, 3, 16, 2400)
+
+
+def test_a_copy_that_cannot_be_made_costs_nothing_else(here: Path, capsys, monkeypatch) -> None:
+    """H.264 ends at 16384 pixels."""
+    with av.open("huge.mkv", "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 16400, 16, "yuv420p"
+        for _ in range(3):
+            picture = av.VideoFrame.from_ndarray(np.zeros((16, 16400, 3), np.uint8), format="rgb24")
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode(None))
+    arguments = ["huge.mkv", "match.mp4", "checkpoint=best.ckpt", "window=2", "video=true"]
+    assert main(arguments) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert "huge.mkv: has no annotated copy: it cannot be encoded" in line
+    folder = here / "predictions"
+    first, second = json.loads((folder / "predictions.json").read_text())
+    assert "no annotated copy" in first["error"]
+    assert second["error"] is None
+    assert (folder / second["annotated"]).exists()
+    assert "annotated" not in first
+    for key in ("picture", "timeline"):
+        assert (folder / first[key]).exists()
+    assert len(first["predictions"]) == 5
+    assert len(first["windows"]) == 1
+    assert len(list(folder.iterdir())) == 2 + 2 + 3
+
+
+def test_names_of_strangers_in_tables(here: Path) -> None:
+    names = ["=HYPERLINK(1)", "line\nend", "@c"]
+    network = create_model("c2d_tiny", 3, clip_length=4, stem_width=8, widths=[8, 8, 8, 8])
+    sizes = {"clip_length": 4, "frame_stride": 1, "crop_px": 32, "short_side_px": None}
+    data = sizes | {"sampling": {}, "mean": [0.5] * 3, "std": [0.5] * 3}
+    save_weights("odd.safetensors", network, {"class_names": names, "data": data})
+    (here / "match.mp4").rename("+1.mp4")
+    assert main(["+1.mp4", "checkpoint=odd.safetensors", "window=3", "picture=false"]) == 0
+    in_tables = {"=HYPERLINK(1)": "'=HYPERLINK(1)", "line\nend": "line\\nend", "@c": "'@c"}
+    [record] = json.loads((here / "predictions" / "predictions.json").read_text())
+    wanted = [in_tables[p["class"]] for p in record["predictions"]]
+    assert sorted(wanted) == sorted(in_tables.values())
+    [row] = read_csv(here / "predictions" / "predictions.csv")
+    assert [row["video"], *(row[f"class_{k}"] for k in (1, 2, 3))] == ["'+1.mp4", *wanted]
+    rows = read_csv(here / "predictions" / "_1.mp4.timeline.csv")
+    assert {row["class"] for row in rows} == set(wanted)
+
+
+def test_file_names_fit_into_a_folder(here: Path) -> None:
+    names = FileNames()
+    long = "日" * 80 + ".mp4"
+    stems = [names.stem(video) for video in (long, long, "x.mp4", "a/X.MP4", "...", "\x1b[31m")]
+    assert stems[:2] == ["日" * 53, "日" * 53 + "-2"]
+    assert stems[2:] == ["x.mp4", "X.MP4-2", "video", "_x1b_31m"]
+    (here / "match.mp4").rename(long)
+    assert main([long, "checkpoint=best.ckpt", "window=2", "video=true", "picture=false"]) == 0
 
 
 def test_names_in_pictures_are_data(tmp_path: Path) -> None:
