@@ -279,6 +279,15 @@ def test_exit_code_of_the_process() -> None:
     )
 
 
+def test_the_profiler_leaves_its_tables(command, tiny_data: list[str], tmp_path: Path) -> None:
+    short = ["trainer.limit_train_batches=1", "callbacks=none", "logger=none", "trainer=cpu"]
+    settings = [*tiny_data, "model=c2d_tiny", "debug=profile", *short]
+    done = command("train.py", *settings, f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    for stage, part in (("fit", "run_training_batch"), ("test", "test_step")):
+        assert part in (tmp_path / "run" / "profile" / f"{stage}-simple.txt").read_text()
+
+
 @pytest.mark.parametrize("script", ["train.py", "eval.py"])
 def test_help_is_quick(script: str) -> None:
     start = time.perf_counter()

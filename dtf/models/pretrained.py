@@ -86,7 +86,10 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         ValueError,
     ) as error:
         # An unpickler fed with other bytes stumbles in any of these ways.
-        raise ValueError(f"{path} is not a readable weights file: {error}") from error
+        # torch's own words advise to execute what the file says.
+        unsafe = isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error)
+        reason = "it holds something else than tensors and plain data" if unsafe else error
+        raise ValueError(f"{path} is not a readable weights file: {reason}") from error
     for key in ("model", "state_dict", "model_state"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
