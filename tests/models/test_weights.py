@@ -215,9 +215,7 @@ class Trap:
 def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Trap()}, "evil.pth")
-    with pytest.raises(
-        ValueError, match="weights file: it holds something else than tensors and plain data$"
-    ):
+    with pytest.raises(ValueError, match="weights file: it holds something else than tensors and plain data"):
         create_model("dtf_resnet18", pretrained="evil.pth")
     assert not (tmp_path / "trapped").exists()
 
