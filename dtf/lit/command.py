@@ -228,7 +228,7 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
             "they are; when they have ended, the same command does what is missing"
         )
     if any(kind.startswith("wandb.") for kind in kinds):
-        return f"Weights & Biases: {error}; without an account: logger.offline=true"
+        return f"Weights & Biases: {error}; without an account: logger.wandb.offline=true"
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +25,17 @@ def test_only_our_value_errors_are_the_users() -> None:
     with pytest.raises(ValueError, match="lr must") as ours:
         command_error()
     assert explain(ours.value) == str(ours.value)
+
+
+def test_the_way_out_of_wandb_is_a_setting() -> None:
+    import wandb
+    from hydra import compose, initialize_config_dir
+
+    text = explain(wandb.Error("no account")) or ""
+    setting = text.rsplit(" ", 1)[-1]
+    conf = Path(command.__file__).parents[2] / "conf"
+    with initialize_config_dir(str(conf), version_base="1.3"):
+        assert compose("train", overrides=["logger=wandb", setting]).logger.wandb.offline is True
 
 
 def test_errors_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
