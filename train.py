@@ -34,6 +34,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.lit.files import replacing
     from dtf.lit.loggers import log_start
     from dtf.lit.lr_finder import LearningRateSearch, find_lr
+    from dtf.lit.survival import LastCheckpoint
     from dtf.models import save_weights
     from dtf.report import write_report
 
@@ -57,7 +58,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
         checkpoint = load_checkpoint(last, weights=False)
         for change in resume.check_same_run(checkpoint, description):
             log.warning("goes on with a changed setting: %s", change)
-        log.info("going on after epoch %d of %s", checkpoint.epoch, last)
+        log.info(
+            "going on after step %d (epochs finished: %d) of %s", checkpoint.step, checkpoint.epoch, last
+        )
 
     if cfg.grad_checkpointing:
         network.set_grad_checkpointing()
@@ -105,6 +108,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
                 metrics[f"{callback.monitor}_best"] = float(callback.best_model_score)
+            elif isinstance(callback, LastCheckpoint):
+                metrics = callback.metrics | metrics
         # There is no best one where no epoch was validated.
         best = folder / "checkpoints" / "best.ckpt"
         tested = best if best.is_file() else last

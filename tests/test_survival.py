@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import resource
@@ -68,6 +69,7 @@ def test_killed_and_stopped_again_and_again(tiny_data: list[str], tmp_path: Path
     assert "SIGINT: stops after this step; Ctrl-C again ends at once\n" in stopped[5].err
     assert "stopped by SIGINT in epoch 3 after step 9" in stopped[5].err
 
+    epochs: list[dict[str, str]] = []
     a, b = (torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in folders)
     assert set(a) == set(b)
     for key in set(a) - {"dtf", "callbacks", "loops"}:
@@ -77,11 +79,22 @@ def test_killed_and_stopped_again_and_again(tiny_data: list[str], tmp_path: Path
     assert_same(best[0].state_dict, best[1].state_dict)
     scores = [(f / "scores.csv").read_text() for f in folders]
     assert scores[0] == scores[1]
+    # Nor do the figures of an epoch depend on where it was cut.
+    metrics = [json.loads((f / "results.json").read_text())["metrics"] for f in folders]
+    speed = {"train/clips_per_s", "train/data_wait", "train/memory_gib"}
+    assert_same(*({k: v for k, v in m.items() if k not in speed} for m in metrics))
+    assert {"train/top1", "train/loss_epoch", "val/top1", "val/top1_best", "test/top1"} <= metrics[1].keys()
+    for folder, outcomes in zip(folders, ([unbroken], [*stopped, last]), strict=True):
+        printed = [line.split("  clips/s")[0] for o in outcomes for line in o.out.splitlines()]
+        lines = {line.split()[1]: line for line in printed if line.startswith("epoch ")}
+        assert list(lines) == ["1/4", "2/4", "3/4", "4/4"], folder
+        epochs.append(lines)
+    assert epochs[0] == epochs[1]
     assert not list(tmp_path.rglob("*.part"))
 
 
 def test_a_job_of_slurm_is_requeued(command, tiny_data, tmp_path: Path, monkeypatch) -> None:
-    """Slurm's early warning."""
+    """Slurm's early warning; with a last checkpoint switched off there is none."""
     (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" > "{tmp_path}/called"\n')
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -89,10 +102,12 @@ def test_a_job_of_slurm_is_requeued(command, tiny_data, tmp_path: Path, monkeypa
     done = command(
         *(*documented("distributed.md", "every_n_steps=500"), *tiny_data, *TINY_MODEL, "data.batch_size=10"),
         *("callbacks=none", "logger=none", *signals(("SIGUSR1", 0, "batch"))[0], f"output={tmp_path}/run"),
+        "callbacks.last=null",
     )
     assert done.code == 128 + 10, done.err
-    assert "in epoch 1 after step 1; saved: " in done.err
-    assert f"resume={tmp_path}/run goes on\njob 7 is requeued\n" in done.err
+    assert "in epoch 1 after step 1; saved: nothing; " in done.err
+    assert f"resume={tmp_path}/run starts again\njob 7 is requeued\n" in done.err
+    assert not list(tmp_path.rglob("*.ckpt"))
     assert (tmp_path / "called").read_text() == "requeue 7\n"
 
 
@@ -121,6 +136,12 @@ def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> N
     assert done.code == 143
     assert not (tmp_path / "run" / "results.json").exists()
     assert signal.getsignal(signal.SIGTERM) == before
+
+    # What the training logged is in the results all the same.
+    done = command("train.py", f"resume={tmp_path}/run", "~callbacks.signal")
+    assert done.code == 0, done.err
+    metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
+    assert {"train/loss", "train/loss_epoch", "val/top1", "val/top1_best", "test/top1"} <= metrics.keys()
 
 
 def test_a_full_disk(command, tiny_data: list[str], tmp_path: Path) -> None:
@@ -185,7 +206,7 @@ def test_documented_commands_over_two_processes(tiny_data: list[str], tmp_path: 
     assert "stopped by SIGTERM in epoch 1 after step 2; saved: " in done.err
     done = run_subprocess(*documented("distributed.md", "torch.distributed.run"), *small)
     assert done.code == 0, done.err
-    assert "going on after epoch" in done.out
+    assert "going on after step 2 (epochs finished: 0)" in done.out
     last = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert last["global_step"] == 4, "20 videos, 5 on each of two processes, 2 epochs"
     assert (tmp_path / "run" / "results.json").exists()

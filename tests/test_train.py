@@ -112,7 +112,7 @@ def test_a_killed_run_resumes_to_the_very_same_weights(
 
     done = run_subprocess("train.py", f"resume={folder}")
     assert done.code == 0, done.err
-    assert "going on after epoch" in done.out
+    assert "going on after step" in done.out
     unbroken, resumed = (
         torch.load(f / "checkpoints" / "last.ckpt", weights_only=True) for f in (tiny_run, folder)
     )
@@ -134,8 +134,12 @@ def test_a_run_resumes_within_an_epoch(command, tiny_data: list[str], tmp_path: 
     broken = command("train.py", *arguments, stop, f"output={tmp_path}/resumed")
     assert broken.err == "error: stopped at step 8\n"
     last = [tmp_path / name / "checkpoints" / "last.ckpt" for name in ("unbroken", "resumed")]
-    assert torch.load(last[1], weights_only=True)["global_step"] == 6
-    resumed = command("train.py", *arguments, f"output={tmp_path}/resumed")
+    checkpoint = load_checkpoint(last[1], weights=False)
+    assert (checkpoint.step, checkpoint.epoch) == (6, 1)
+    # The folder may move meanwhile.
+    (tmp_path / "resumed").rename(tmp_path / "moved")
+    last[1] = tmp_path / "moved" / "checkpoints" / "last.ckpt"
+    resumed = command("train.py", *arguments, f"output={tmp_path}/moved")
     assert resumed.code == 0, resumed.err
     a, b = (torch.load(path, weights_only=True) for path in last)
     assert a["global_step"] == 20
@@ -143,6 +147,9 @@ def test_a_run_resumes_within_an_epoch(command, tiny_data: list[str], tmp_path: 
         assert_same(a[key], b[key], key)
     scores = [(path.parents[1] / "scores.csv").read_text() for path in last]
     assert scores[0] == scores[1]
+    best = [load_checkpoint(path.with_name("best.ckpt")) for path in last]
+    assert best[0].epoch == best[1].epoch == 1, "or the moved run has nothing to forget"
+    assert_same(best[0].state_dict, best[1].state_dict)
 
 
 def test_a_finished_run_is_not_run_again(command, tiny_run: Path, tiny_data: list[str]) -> None:

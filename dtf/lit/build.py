@@ -226,6 +226,10 @@ def build_trainer(
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Going on in the same folder is what is wanted.
     warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    # Before the first validation nothing is there to choose the best one by; after it, that is an error.
+    warnings.filterwarnings(
+        "ignore", message=r"`ModelCheckpoint\(monitor=.* could not find the monitored key"
+    )
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.

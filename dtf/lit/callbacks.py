@@ -21,14 +21,32 @@ from dtf.lit.survival import LastCheckpoint
 log = logging.getLogger(__name__)
 
 
-def best_checkpoint(monitor: str, mode: str) -> ModelCheckpoint:
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's, which also knows its best one again when the run's folder has been moved.
+
+    Theirs would forget the score, and put a worse checkpoint in the place of the best one.
+    """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on in the folder of the present run, wherever it was before."""
+        assert self.dirpath is not None
+        folder = Path(self.dirpath)
+        paths = {
+            key: str(folder / Path(state_dict[key]).name) if state_dict[key] else ""
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path")
+        }
+        models = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
+
+
+def best_checkpoint(monitor: str, mode: str) -> BestCheckpoint:
     """OUTPUT/checkpoints/best.ckpt, by a metric at the end of an epoch.
 
     Args:
         monitor: the metric, for instance "val/top1".
         mode: "max" or "min".
     """
-    return ModelCheckpoint(
+    return BestCheckpoint(
         dirpath=run_folder() / "checkpoints",
         filename="best",
         monitor=monitor,
@@ -203,13 +221,20 @@ class BrokenVideos(Callback):
 class EpochLine(Callback):
     """Prints one line per epoch, which stays when the progress bar is gone and reads well in a log file."""
 
+    _validated = False
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What Lightning still has of an earlier validation is not this epoch's."""
+        self._validated = True
+
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Print it."""
         # Reading them sums over processes, so every process has to: the first one alone would wait for ever.
         metrics = trainer.callback_metrics
         if not trainer.is_global_zero:
             return
-        parts = [f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"]
+        last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
+        parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{last}" if last else "")]
         for text, name, form in (
             ("loss", "train/loss_epoch", ".3f"),
             ("train top-1", "train/top1", ".1%"),
@@ -217,8 +242,9 @@ class EpochLine(Callback):
             ("clips/s", "train/clips_per_s", ".1f"),
             ("data wait", "train/data_wait", ".0%"),
         ):
-            if name in metrics:
+            if name in metrics and (self._validated or name != "val/top1"):
                 parts.append(f"{text} {float(metrics[name]):{form}}")
+        self._validated = False
         Console(highlight=False, soft_wrap=True).print("  ".join(parts))
 
 

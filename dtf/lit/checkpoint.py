@@ -60,7 +60,8 @@ class Checkpoint:
         class_names: one name per class.
         data: data config of the run.
         config: whole config of the run.
-        epoch: epochs finished when it was written.
+        epoch: epochs finished when it was written, their validation included.
+        step: optimiser steps taken.
     """
 
     path: Path
@@ -70,6 +71,7 @@ class Checkpoint:
     data: dict[str, Any]
     config: dict[str, Any]
     epoch: int
+    step: int
 
     def build_network(self) -> VideoNetwork:
         """The trained network, in evaluation mode.
@@ -142,8 +144,15 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
         class_names=about["class_names"],
         data=about["data"],
         config=about["config"],
-        epoch=int(content.get("epoch", 0)) + 1,
+        epoch=_epochs(content),
+        step=int(content.get("global_step", 0)),
     )
+
+
+def _epochs(content: dict[str, Any]) -> int:
+    # Lightning's "epoch" is the number of the epoch that it was in, whether at its end or within it.
+    progress = content.get("loops", {}).get("fit_loop", {}).get("epoch_progress")
+    return int(progress["current"]["processed"]) if progress else int(content.get("epoch", 0)) + 1
 
 
 def _missing(path: Path) -> str:

@@ -109,6 +109,16 @@ class VideoClassifier(pl.LightningModule):
 
     # ---- training ------------------------------------------------------------------------------------------
 
+    def on_train_start(self) -> None:
+        """A run that goes on within an epoch reports the whole of it, also where no batch of it is left."""
+        if self.train_loss.update_called:
+            self._log_epoch(batch_size=1)
+
+    def on_train_epoch_start(self) -> None:
+        """Count anew; a run that goes on within an epoch does not begin one."""
+        self.train_metrics.reset()
+        self.train_loss.reset()
+
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Give the step a random state of its own."""
         entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
@@ -134,9 +144,12 @@ class VideoClassifier(pl.LightningModule):
         self.train_metrics.update(logits.detach(), label)
         self.train_loss.update(loss.detach(), size)
         self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=size)
-        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=size)
+        self._log_epoch(size)
         return loss
+
+    def _log_epoch(self, batch_size: int) -> None:
+        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=batch_size)
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=batch_size)
 
     def _is_not_finite(self, loss: torch.Tensor, batch: Batch, batch_idx: int) -> bool:
         where = f"epoch {self.current_epoch}, batch {batch_idx}"
@@ -239,8 +252,22 @@ class VideoClassifier(pl.LightningModule):
         if self.description is not None:
             checkpoint["dtf"] = self.description
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
+        # Sums over clips; every process is here.
+        reduce = self.trainer.strategy.reduce
+        checkpoint["train_metrics"] = [
+            {key: reduce(value.clone(), reduce_op="sum") for key, value in metric.metric_state.items()}
+            for metric in self._epoch_metrics()
+        ]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what is no weight."""
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
+        for metric, state in zip(self._epoch_metrics(), checkpoint.get("train_metrics", ()), strict=False):
+            # The sum over all processes is the first one's share; the others take part with zeros.
+            for key, value in state.items():
+                setattr(metric, key, value.to(metric.device) * (self.global_rank == 0))
+            metric._update_count = 1
+
+    def _epoch_metrics(self) -> list[Any]:
+        return [*self.train_metrics.values(copy_state=False), self.train_loss]

@@ -46,6 +46,10 @@ class LastCheckpoint(Checkpoint):
         path: the file.
         every_n_steps: optimiser steps between two writes within an epoch; None: none.
 
+    Attributes:
+        metrics: all that was logged, at the end of the last epoch: a run that goes on with nothing left to
+            train reports them.
+
     Raises:
         ValueError: every_n_steps is not positive.
     """
@@ -55,7 +59,16 @@ class LastCheckpoint(Checkpoint):
             raise ValueError(f"every_n_steps must be at least 1 or null, got {every_n_steps!r}")
         self.path = path
         self.every_n_steps = every_n_steps
+        self.metrics: dict[str, float] = {}
         self._before_validation = False
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metrics."""
+        return {"metrics": self.metrics}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take them up."""
+        self.metrics = dict(state_dict["metrics"])
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Clear away what a run that was killed while it wrote has left."""
@@ -81,6 +94,7 @@ class LastCheckpoint(Checkpoint):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Write it; the validation is done."""
+        self.metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
         trainer.save_checkpoint(self.path)
 
     def on_save_checkpoint(
@@ -144,7 +158,8 @@ class StopOnSignal(Checkpoint):
         if not trainer.is_last_batch and steps_after(trainer, batch_idx):
             signum = self._agreed(trainer)
             if signum:
-                trainer.save_checkpoint(self.folder / "checkpoints" / "last.ckpt")
+                if last := _last(trainer):
+                    trainer.save_checkpoint(last.path)
                 self._stop(trainer, signum)
 
     def on_validation_batch_end(
@@ -184,19 +199,25 @@ class StopOnSignal(Checkpoint):
         environment = getattr(trainer.strategy, "cluster_environment", None)
         started_here = environment is None or isinstance(environment, LightningEnvironment)
         if trainer.is_global_zero:
-            last = self.folder / "checkpoints" / "last.ckpt"
-            saved = shown(last) if last.is_file() else "nothing (callbacks.last=null)"
+            last = _last(trainer)
+            saved = shown(last.path) if last and last.path.is_file() else "nothing"
             command = "python train.py" if started_here else "the same command with"
             how = "the same command" if sweep_folder() else f"{command} resume={shown(self.folder)}"
+            does = "starts again" if saved == "nothing" else "goes on"
             print(
                 f"stopped by {signal.Signals(signum).name} in epoch {trainer.current_epoch + 1} after step "
-                f"{trainer.global_step}; saved: {saved}; {how} goes on",
+                f"{trainer.global_step}; saved: {saved}; {how} {does}",
                 file=sys.stderr,
             )
             if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
                 _requeue()
         # Lightning kills a run one of whose processes fails; the first one says what the run ended with.
         raise Stopped(0 if started_here and trainer.local_rank > 0 else 128 + signum)
+
+
+def _last(trainer: pl.Trainer) -> LastCheckpoint | None:
+    """None with callbacks.last=null, and for a search of learning rates: nothing is to be saved."""
+    return next((c for c in trainer.checkpoint_callbacks if isinstance(c, LastCheckpoint)), None)
 
 
 def steps_after(trainer: pl.Trainer, batch_idx: int) -> bool:

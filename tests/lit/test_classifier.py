@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
-from dtf.lit.callbacks import BrokenVideos, LearningRate, RepeatFirstBatch, Throughput
+from dtf.lit.callbacks import BrokenVideos, EpochLine, LearningRate, RepeatFirstBatch, Throughput
 from dtf.lit.classifier import VideoClassifier
 from dtf.lit.command import RunError
 from dtf.lit.scores import Evaluation
@@ -272,3 +272,14 @@ def test_large_evaluation_batches_go_through_in_pieces():
         results.append(model.scores["test"].compute().scores)
     assert sizes == [3, 3, 1, 7]
     assert (results[0] == results[1]).all()
+
+
+def test_the_line_of_an_epoch_has_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
+    """An epoch without validation does not show the one before; without a last epoch there is no number."""
+    line, model = EpochLine(), VideoClassifier(tiny(), 2, SGD)
+    fit(model, line, max_epochs=3, limit_val_batches=1.0, check_val_every_n_epoch=2)
+    fit(VideoClassifier(tiny(), 2, SGD), line, max_epochs=-1, max_steps=3)
+    out = capsys.readouterr().out.splitlines()
+    assert [text.split("  ")[0] for text in out] == ["epoch 1/3", "epoch 2/3", "epoch 3/3", "epoch 1"]
+    assert ["val top-1" in text for text in out] == [False, True, False, False]
+    assert all("train top-1" in text for text in out)

@@ -12,10 +12,11 @@ from hydra import compose, initialize_config_dir
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.strategies import DDPStrategy
 
 from dtf.lit import build, command
+from dtf.lit.callbacks import BestCheckpoint
 from dtf.lit.command import plain
 from dtf.lit.optim import OptimConfig
 from dtf.lit.survival import LastCheckpoint
@@ -211,7 +212,7 @@ def test_callbacks(option: str) -> None:
     callbacks = build.build_callbacks(settings(f"callbacks={option}", name=name).callbacks)
     checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
     # `last` holds the state of `best`, so it must be saved after it.
-    kinds = [] if option == "eval" else [ModelCheckpoint, LastCheckpoint]
+    kinds = [] if option == "eval" else [BestCheckpoint, LastCheckpoint]
     assert [type(c) for c in checkpoints] == kinds
 
 

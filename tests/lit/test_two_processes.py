@@ -24,7 +24,7 @@ from dtf.data.dataset import EpochSampler, ResumableLoader
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.classifier import VideoClassifier
 from dtf.lit.norms import PreciseNorm
-from dtf.lit.survival import StopOnSignal, Stopped
+from dtf.lit.survival import LastCheckpoint, StopOnSignal, Stopped
 from dtf.models import DTFBlock
 
 
@@ -150,6 +150,7 @@ def experiments(folder: Path, devices: int, rank: int = 0) -> dict[str, dict]:
         found["nan"] = fit(Data(13, 7, batch, nan=5), model, folder=folder, devices=devices)
         model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
         signals = [SignalAtStep("SIGUSR1", 1)] if rank == 1 else []
+        signals += [LastCheckpoint(folder / "checkpoints" / "last.ckpt")]
         found["signal"] = fit(Data(12, 7, batch), model, *signals, folder=folder, devices=devices)
     return found
 
@@ -259,7 +260,9 @@ def test_a_signal_to_one_process_stops_both(both) -> None:
     codes = [found["signal"]["code"] for found in two]
     assert codes == [128 + 10, 0], "the first one speaks for all"
     assert [len(found["signal"]["losses"]) for found in two] == [2, 2]
-    assert torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+    saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 2
+    assert int(saved["train_metrics"][0]["tp"] + saved["train_metrics"][0]["fn"]) == 8, "clips of both"
 
 
 def test_sync_batchnorm_reaches_the_spectral_norms() -> None:
