@@ -340,10 +340,14 @@ def test_the_search_of_the_documents_composes() -> None:
 
 # ---- clusters --------------------------------------------------------------------------------------------
 
+# A local job opens its log in a folder that submitit makes after starting it: with %j in that folder's name,
+# the job loses the race on a busy machine.
+LOCAL_JOBS = ["hydra/launcher=submitit_local", "hydra.launcher.submitit_folder=${hydra.sweep.dir}/.submitit"]
+
 
 def test_jobs_of_a_launcher(program: Path) -> None:
     """As on a cluster, on this machine: submitit's processes know neither sys.argv nor this one's state."""
-    done = work(program, "part=a,wrong", "lr=0.01", "hydra/launcher=submitit_local", "output=jobs")
+    done = work(program, "part=a,wrong", "lr=0.01", *LOCAL_JOBS, "output=jobs")
     assert done.code == 1
     assert {run: row["status"] for run, row in rows(program / "jobs").items()} == {
         "part-a": "finished",
@@ -353,7 +357,7 @@ def test_jobs_of_a_launcher(program: Path) -> None:
 
 
 def test_a_job_that_runs_out_of_time_is_queued_again(program: Path) -> None:
-    process = start(program, "part=a,b", "hydra/launcher=submitit_local", "output=jobs", WAIT="a")
+    process = start(program, "part=a,b", *LOCAL_JOBS, "output=jobs", WAIT="a")
     run = int(wait_for(program / "jobs" / "part-a" / "pid"))
     wait_for(program / "jobs" / "part-a" / "steps.txt")
     job = int(Path(f"/proc/{run}/stat").read_text().rsplit(")", 1)[1].split()[1])
@@ -401,7 +405,7 @@ def test_the_grid_of_the_documents(command, tiny_data: list[str], tmp_path: Path
     assert (tmp_path / "grid" / "summary.png").stat().st_size > 5000
     # Jobs of a launcher know a finished run as well.
     jobs = documented("sweeps.md", "submitit_local")
-    again = command(*jobs, "optim.lr=0.003", *small, f"output={tmp_path}/grid")
+    again = command(*jobs, LOCAL_JOBS[1], "optim.lr=0.003", *small, f"output={tmp_path}/grid")
     assert again.code == 0
     assert {row["status"] for row in rows(tmp_path / "grid").values()} == {"skipped"}
 
