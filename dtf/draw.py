@@ -152,11 +152,9 @@ def _swatches(colours: Sequence[str], labels: Sequence[str]) -> list[Any]:
 
 def _figure(width: float, heights: Sequence[float], extra: float, joined: bool = False) -> tuple[Any, Any]:
     """A figure of axes above each other, heights in inches; the first is for pictures."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(len(heights), 1, height_ratios=list(heights))
     for axis in axes[1:]:
         for side in ("top", "right"):

@@ -306,12 +306,9 @@ def _spread(count: int) -> np.ndarray:
 
 
 def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def _draw_frames(axes: Any, clip: Clip, shown: np.ndarray | None = None) -> None:

@@ -268,7 +268,6 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
         objective, sign: from the sweep.
         title: above the picture.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     keys = list(runs[0].settings)
@@ -276,7 +275,6 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
         k for k in keys if k != "seed" and len(_values(runs, k)) > VALUES_AS_BARS and _is_numeric(runs, k)
     ]
     figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
     if many:
         _draw_panels(figure, [r for r in runs if r.is_finished], keys, objective)
     else:

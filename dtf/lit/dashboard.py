@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 from dtf.data.transforms import normalize
 from dtf.lit import pictures
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import run_folder
+from dtf.lit.command import printable, run_folder
 from dtf.lit.report import confused_pairs, write_json
 from dtf.models import DTFBlock, filter_responses
 
@@ -299,8 +299,7 @@ def _markdown(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     def cell(value: Any) -> str:
         if value is None:
             return ""
-        text = f"{value:.1%}" if isinstance(value, float) else str(value)
-        text = "".join(c if c.isprintable() else "?" for c in text)
+        text = printable(f"{value:.1%}" if isinstance(value, float) else str(value))
         return "".join(f"&#{ord(c)};" if c in "\\`*_{}[]<>()#+-.!|~&$" else c for c in text)
 
     lines = [head, ["---"] * len(head), *([cell(v) for v in row] for row in rows)]

@@ -147,11 +147,9 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
 
 def draw(path: Path, rates: list[float], losses: list[float], smooth: list[float], best: int | None) -> None:
     """Losses over learning rates, the suggested one marked."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     axes.plot(rates, losses, ".", color="0.7", label="loss of a step")
     axes.plot(rates, smooth, label="smoothed")

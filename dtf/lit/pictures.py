@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtf.lit.command import printable
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -26,12 +28,9 @@ MOST_CONFUSED = 25
 
 def new_figure(width: float, height: float) -> Figure:
     """A figure of this size in inches, apart from pyplot's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height))
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height))
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
@@ -190,8 +189,7 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
 
 def _drawable(name: str, limit: int = 40) -> str:
     """A name as a font can show it: names of classes come from files."""
-    text = name.encode("utf-8", "replace").decode("utf-8")
-    text = "".join(c if c.isprintable() else "?" for c in text)
+    text = printable(name.encode("utf-8", "replace").decode("utf-8"))
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
