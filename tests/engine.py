@@ -11,10 +11,12 @@ import shlex
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import Signals
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import pytest
 import pytorch_lightning as pl
 import torch
 
@@ -167,3 +169,19 @@ def documented(page: str, part: str) -> list[str]:
 
 if __name__ == "__main__":
     _run_forks(json.loads(sys.argv[1]))
+
+
+def assert_one_line_error(
+    main: Callable[[Sequence[str]], Any],
+    arguments: Sequence[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A command ends with code 1 and one line on stderr that says `message`."""
+    with pytest.raises(SystemExit) as end:
+        main(arguments)
+    assert end.value.code == 1
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine import REPOSITORY, documented
+from engine import REPOSITORY, assert_one_line_error, documented
 from PIL import Image
 from test_predict import VIDEOS
 from torch import nn
@@ -238,13 +238,7 @@ def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, ca
 )
 def test_wrong_input_is_one_line(tiny_checkpoint, tmp_path, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as end:
-        main([a.format(good=tiny_checkpoint) for a in arguments])
-    assert end.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert_one_line_error(main, [a.format(good=tiny_checkpoint) for a in arguments], message, capsys)
 
 
 def test_a_video_with_an_equals_sign(tmp_path, monkeypatch):

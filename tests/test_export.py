@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from engine import REPOSITORY, clean_environment, documented
+from engine import REPOSITORY, assert_one_line_error, clean_environment, documented
 from torch import nn
 
 import dtf.export
@@ -332,13 +332,7 @@ def test_a_gpu_that_was_asked_for_is_used_or_it_is_an_error(exported: Path, monk
     ],
 )
 def test_wrong_input_is_one_line(capsys, arguments: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert_one_line_error(main, arguments, message, capsys)
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch) -> None:

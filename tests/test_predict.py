@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from engine import documented, run_subprocess
+from engine import assert_one_line_error, documented, run_subprocess
 
 from dtf.data.decode import VideoError, VideoReader
 from dtf.draw import clock, draw_timeline, write_annotated
@@ -120,13 +120,7 @@ def test_all_well_is_exit_code_0(tiny_checkpoint: Path, tmp_path: Path, capsys) 
     ],
 )
 def test_wrong_input_is_one_line(tiny_checkpoint: Path, capsys, arguments: list[str], message: str) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([a.format(good=tiny_checkpoint) for a in arguments])
-    assert end.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert_one_line_error(main, [a.format(good=tiny_checkpoint) for a in arguments], message, capsys)
 
 
 def test_a_video_with_an_equals_sign(tmp_path: Path) -> None:

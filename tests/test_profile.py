@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 import torch
-from engine import REPOSITORY, documented
+from engine import REPOSITORY, assert_one_line_error, documented
 from torch import nn
 
 from dtf.models import DTFBlock
@@ -196,13 +196,7 @@ def test_wrong_input_is_one_line(arguments, message, capsys):
     if message is None:
         assert main(arguments) == 2
         return
-    with pytest.raises(SystemExit) as end:
-        main(arguments)
-    assert end.value.code == 1
-    err = capsys.readouterr().err
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
-    assert message in err
+    assert_one_line_error(main, arguments, message, capsys)
 
 
 def test_settings_are_plain_data():

@@ -95,7 +95,7 @@ class VideoNetwork(nn.Module):
 
     def sequence(self) -> Iterator[tuple[nn.Module, bool]]:
         """The backbone's features as modules to be called in turn, and whether each is a block."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each backbone has its own
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """(B*T, 3*s, H, W) -> feature map of the backbone."""
@@ -115,7 +115,7 @@ class VideoNetwork(nn.Module):
 
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
         """(B*T, 3*s, H, W) -> (B, num_classes)."""
-        raise NotImplementedError
+        raise NotImplementedError  # abstract: each backbone has its own
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).

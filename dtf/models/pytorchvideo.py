@@ -20,7 +20,7 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -215,6 +215,28 @@ _POOL: dict[str, Any] = {
 }
 
 
+def _resnet(
+    create: Callable[..., nn.Module],
+    num_classes: int,
+    clip_length: int,
+    depth: int,
+    width: int,
+    dropout: float,
+    **settings: Any,
+) -> PyTorchVideoNetwork:
+    """A ResNet of one pathway by PyTorchVideo's constructor; ``settings`` are those of its family."""
+    _check_depth(depth, (50, 101, 152))
+    backbone = create(
+        model_depth=depth,
+        model_num_class=num_classes,
+        dropout_rate=dropout,
+        stem_dim_out=width,
+        **_POOL,
+        **settings,
+    )
+    return PyTorchVideoNetwork(backbone, clip_length)
+
+
 @register_model("ptv_slow_r50", fixed={})
 def slow(
     *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.5
@@ -228,16 +250,8 @@ def slow(
         width: Channels of the stem; every stage scales with it.
         dropout: Probability before the classifier.
     """
-    _check_depth(depth, (50, 101, 152))
-    backbone = _import("pytorchvideo.models.resnet").create_resnet(
-        model_depth=depth,
-        model_num_class=num_classes,
-        dropout_rate=dropout,
-        stem_dim_out=width,
-        stem_conv_kernel_size=(1, 7, 7),
-        **_POOL,
-    )
-    return PyTorchVideoNetwork(backbone, clip_length)
+    create = _import("pytorchvideo.models.resnet").create_resnet
+    return _resnet(create, num_classes, clip_length, depth, width, dropout, stem_conv_kernel_size=(1, 7, 7))
 
 
 @register_model("ptv_slowfast_r50", fixed={})
@@ -339,16 +353,8 @@ def csn(
         width: Channels of the stem; every stage scales with it.
         dropout: Probability before the classifier.
     """
-    _check_depth(depth, (50, 101, 152))
-    backbone = _import("pytorchvideo.models.csn").create_csn(
-        model_depth=depth,
-        model_num_class=num_classes,
-        dropout_rate=dropout,
-        stem_dim_out=width,
-        stem_pool=nn.MaxPool3d,
-        **_POOL,
-    )
-    return PyTorchVideoNetwork(backbone, clip_length)
+    create = _import("pytorchvideo.models.csn").create_csn
+    return _resnet(create, num_classes, clip_length, depth, width, dropout, stem_pool=nn.MaxPool3d)
 
 
 @register_model("ptv_r2plus1d_r50", fixed={})
@@ -364,15 +370,8 @@ def r2plus1d(
         width: Channels of the stem; every stage scales with it.
         dropout: Probability before the classifier.
     """
-    _check_depth(depth, (50, 101, 152))
-    backbone = _import("pytorchvideo.models.r2plus1d").create_r2plus1d(
-        model_depth=depth,
-        model_num_class=num_classes,
-        dropout_rate=dropout,
-        stem_dim_out=width,
-        **_POOL,
-    )
-    return PyTorchVideoNetwork(backbone, clip_length)
+    create = _import("pytorchvideo.models.r2plus1d").create_r2plus1d
+    return _resnet(create, num_classes, clip_length, depth, width, dropout)
 
 
 @register_model("ptv_mvit_b", fixed={})
