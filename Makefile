@@ -1,4 +1,4 @@
-# `make train` and `make test` work on a fresh machine with Python 3.10 or newer:
+# `make train` and `make test` work on a fresh machine with Python 3.11 or newer:
 # each makes .venv when it is missing and installs what it needs. Hydra overrides go into ARGS:
 #   make train ARGS="model=c2d_tiny seed=1"
 PYTHON ?= python3
@@ -19,7 +19,7 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv/bin/python

@@ -9,9 +9,12 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 
 from __future__ import annotations
 
+import base64
 import collections
+import functools
 import itertools
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -51,6 +54,16 @@ _SKIPS_NONREF = frozenset({"h264", "hevc", "mpeg4"})
 
 _GAP_PACKETS = 64
 
+# PyAV 19 has dropped the argument: no text of a file can fail there any more.
+_OPEN_OPTIONS = {"metadata_errors": "replace"} if hasattr(av.container.Container, "metadata_errors") else {}
+
+# Three frames, one of which no other refers to: H.264 of 16 x 16 pixels in FLV.
+_TINY_VIDEO = base64.b64decode(
+    "RkxWAQEAAAAJAAAAAAkAACcAAAAAAAAAFwAAAAABTUAK/+EAE2dNQAr29CAAAAMAIAAABkHiRKcBAARozgRyAAAAMgkAABMAAAAAAAAA"
+    "FwEAACgAAAAKZYiEA6JigACG/gAAAB4JAAAUAAAoAAAAACcBAABQAAAAC0GaKAJqJxQABAHwAAAAHwkAAA8AAFAAAAAAJwEAAAAAAAAG"
+    "AZ5FA9KAAAAAGg=="
+)
+
 
 class VideoError(ValueError):
     """A video that cannot be used. Its text is one line, "path: reason".
@@ -69,6 +82,38 @@ def printable(path: str) -> str:
     """The path as text that any terminal and log can encode (odd bytes and line ends escaped)."""
     text = path.encode("utf-8", "backslashreplace").decode("utf-8")
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+@functools.cache
+def check_pyav() -> None:
+    """Read a tiny sound video, once in a process.
+
+    With a PyAV whose interface has changed no video can be read; it must not look as if all of them were
+    broken. Called where a command begins, before any video is opened.
+
+    Raises:
+        ValueError: names the installed PyAV and what fails with it.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "tiny.flv")
+        with open(path, "wb") as file:
+            file.write(_TINY_VIDEO)
+        try:
+            with VideoReader(path) as reader:
+                frames = reader.read([0, 2])
+                sound = reader.num_frames == 3 and frames.shape == (2, 3, 16, 16) and not reader.filled
+        except Exception as error:  # whatever it is, it is not the video's fault
+            raise _unfit(f"{type(error).__name__}: {error}") from error
+    if not sound:
+        raise _unfit("it returns other frames than those asked for")
+
+
+def _unfit(reason: str) -> ValueError:
+    newest = int(av.__version__.partition(".")[0])
+    return ValueError(
+        f"PyAV {av.__version__} does not work with this version of dtf ({printable(reason)}): "
+        f"take another release of it, as with pip install 'av>=18,<{newest}', or a newer dtf"
+    )
 
 
 def open_stream(path: str) -> tuple[Any, Any]:
@@ -104,7 +149,8 @@ def open_stream(path: str) -> tuple[Any, Any]:
 
 
 def _open_container(path: str) -> Any:
-    return av.open(path, mode="r", container_options=_OPTIONS, metadata_errors="replace")
+    open_file: Any = av.open  # its types differ from release to release
+    return open_file(path, mode="r", container_options=_OPTIONS, **_OPEN_OPTIONS)
 
 
 def _best_stream(path: str, container: Any) -> Any:

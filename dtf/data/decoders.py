@@ -41,7 +41,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dtf.data.decode import VideoError, VideoReader, open_stream, printable
+from dtf.data.decode import VideoError, VideoReader, check_pyav, open_stream, printable
 from dtf.data.reader import FrameReader
 
 
@@ -224,11 +224,13 @@ DECODERS = ("pyav", *_LIBRARIES)
 
 
 def reader_class(decoder: str) -> type[VideoReader] | type[LibraryReader]:
-    """The reader of video files for a name in `DECODERS`; its library is there.
+    """The reader of video files for a name in `DECODERS`; its library is there and works.
 
     Raises:
-        ValueError: the name is unknown, or its library is missing.
+        ValueError: the name is unknown, or its library is missing, or the installed PyAV, by which every
+            reader looks at a file first, does not fit.
     """
+    check_pyav()
     if decoder == "pyav":
         return VideoReader
     if decoder not in _LIBRARIES:

@@ -34,7 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtf.data import annotations as ann
-from dtf.data.decode import printable
+from dtf.data.decode import check_pyav, printable
 from dtf.data.jobs import PART, Encoding, Probe, Resize, probe, resize
 from dtf.data.lists import VIDEO_EXTENSIONS, is_video_name, raise_faults, read_list
 from dtf.data.pool import Lost, Stop, run_isolated
@@ -279,6 +279,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     """
     console = Console(stderr=True)
     data_set = DATA_SETS[args.dataset]
+    check_pyav()
     root = Path(os.path.abspath(args.root))
     encoding = _check_arguments(args, root)
     out = Path(os.path.abspath(args.out or f"{root}_{args.resize}")) if encoding else root

@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import Self
 
 import numpy as np
 import torch
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 class FrameReader(ABC):

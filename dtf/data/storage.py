@@ -119,7 +119,8 @@ class JpegReader(FrameReader):
             self.errors += name is not None
             return None
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+                image: Image.Image = opened
                 if image.mode != "RGB":
                     image = image.convert("RGB")
                 if self._size is None:

@@ -9,7 +9,7 @@ F = T//2 + 1 temporal frequencies, G filter groups.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -17,9 +17,6 @@ from torch import nn
 from dtf.ops import frame_wise_aggregation
 from dtf.ops.checks import check_window
 from dtf.ops.dispatch import BackendName
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:

@@ -13,7 +13,9 @@ from pytorchvideo.data import LabeledVideoDataset, make_clip_sampler
 from pytorchvideo.data.encoded_video import EncodedVideo
 from video_files import full_decode, number_of, numbers_of, write_audio_only, write_video
 
-from dtf.data.decode import ReaderPathHandler, VideoError, VideoReader, open_video
+from dtf.data.datamodule import VideoDataModule
+from dtf.data.decode import ReaderPathHandler, VideoError, VideoReader, check_pyav, open_video
+from dtf.data.prepare import main as prepare
 
 
 def as_frames(clip: torch.Tensor) -> np.ndarray:
@@ -316,3 +318,40 @@ def test_pytorchvideo_data_set_uses_our_reader(video_case):
         assert item["video_name"] in ("mpeg4_b_frames.avi", "vp9.webm")
     assert numbers[0][:30] == list(range(30))
     assert numbers[1] == list(range(60))
+
+
+@pytest.fixture
+def changed_pyav(monkeypatch):
+    """A PyAV whose packets have lost an attribute, in a process that has not looked at it yet."""
+    demux = av.container.InputContainer.demux
+
+    class Container:
+        def __init__(self, *args, **kwargs):
+            self._real = real_open(*args, **kwargs)
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+        def demux(self, stream):
+            for packet in demux(self._real, stream):
+                packet.is_discarded  # noqa: B018
+                yield packet
+
+    real_open = av.open
+    monkeypatch.setattr(av, "open", Container)
+    check_pyav.cache_clear()
+    yield
+    check_pyav.cache_clear()
+
+
+def test_a_changed_pyav_is_named_and_no_video_is_blamed(changed_pyav, tmp_path, capsys):
+    with pytest.raises(ValueError, match=rf"PyAV {av.__version__} does not work .*is_discarded.*av>=18,<"):
+        VideoDataModule(root=str(tmp_path))
+    assert prepare(["k400", str(tmp_path)]) == 1
+    assert capsys.readouterr().err.startswith(f"error: PyAV {av.__version__} does not work")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_installed_pyav_reads_the_video_that_tells_a_changed_one():
+    check_pyav.cache_clear()
+    check_pyav()
