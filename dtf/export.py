@@ -154,7 +154,7 @@ def trace(served: torch.nn.Module, clips: torch.Tensor) -> ExportedProgram:
     """
     import torch
 
-    from dtf.ops.plain import decompositions
+    from dtf.ops.dispatch import decompositions
 
     batch_norm = torch.ops.aten._native_batch_norm_legit_no_training.default
     table = {**decompositions(), batch_norm: _matrix_norm}

@@ -20,7 +20,7 @@ import ast
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -118,28 +118,18 @@ def measure_cost(module: nn.Module, *inputs: torch.Tensor) -> Cost:
 
 
 def _register_formulas() -> None:
-    """Tell torch what our operators cost. Shapes: x (B, C, T, H, W); two FLOPs per multiply-add."""
-    import torch
+    """Tell torch what the operators cost by their own account."""
     from torch.utils.flop_counter import flop_registry, register_flop_formula
 
-    import dtf.ops  # noqa: F401 (defines the operators)
+    from dtf.ops.dispatch import OPERATORS, Operator
 
-    ops, cuda = torch.ops.dtf, torch.ops.dtf_cuda
-    if ops.frame_wise_aggregation in flop_registry:
-        return
+    def formula(operator: Operator) -> Callable[..., int]:
+        return lambda *args, out_val=None, **kwargs: operator.cost(*args, **kwargs).flops
 
-    # One product per channel, frame, pixel and window offset; the same number for each of the two operators.
-    def one_pass(x: Any, *args: Any, **kwargs: Any) -> int:
-        return 2 * args[-2] ** 2 * math.prod(x)
-
-    def frame_wise(x: Any, kernel_size: int, *args: Any, **kwargs: Any) -> int:
-        batch, channels, frames, height, width = x
-        # The first frame is aggregated into none.
-        return 2 * kernel_size**2 * batch * channels * (2 * frames - 1) * height * width
-
-    for library in (ops, cuda):
-        register_flop_formula([library.temporal_correlation, library.temporal_aggregation])(one_pass)
-        register_flop_formula(library.frame_wise_aggregation)(frame_wise)
+    for operator in OPERATORS.values():
+        new = [op for op in operator.custom_ops() if op not in flop_registry]
+        if new:
+            register_flop_formula(new, get_raw=True)(formula(operator))
 
 
 def _stages(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

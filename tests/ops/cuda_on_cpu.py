@@ -1,5 +1,5 @@
 """Runs the CUDA kernels on the CPU: renders a variant, compiles it with the host's C++ compiler behind
-``cuda_shim.h``, and stands in for ``dtf.ops.cuda.runtime.launch``."""
+``cuda_shim.h``, and stands in for ``dtf.ops.common.runtime.launch``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from dtf.ops.cuda.source import Variant, render
+from dtf.ops.common.source import Variant, render
 
 SHIM = Path(__file__).with_name("cuda_shim.h")
 # More blocks than this are folded into fewer: a grid of any size covers the work.
@@ -33,12 +33,12 @@ def _folder() -> tempfile.TemporaryDirectory[str]:
 
 
 @functools.cache
-def library(variant: Variant) -> ctypes.CDLL:
-    """Returns the variant's kernels, compiled for the CPU."""
-    text = render(variant)
-    kernels = re.findall(r"^KERNEL (\w+)\(", text, flags=re.MULTILINE)
+def library(kernels: Path, variant: Variant) -> ctypes.CDLL:
+    """Returns an operator's kernels in a variant, compiled for the CPU."""
+    text = render(kernels, variant)
+    names = re.findall(r"^KERNEL (\w+)\(", text, flags=re.MULTILINE)
     defines, _, rest = text.partition("// Types, memory access")
-    exports = "\n".join(f"CUDA_SHIM_EXPORT({kernel})" for kernel in kernels)
+    exports = "\n".join(f"CUDA_SHIM_EXPORT({kernel})" for kernel in names)
     source = f'{defines}\n#include "{SHIM.name}"\n// {rest}\n{exports}\n'
     stem = Path(_folder().name) / hashlib.sha256(source.encode()).hexdigest()[:16]
     stem.with_suffix(".cc").write_text(source)
@@ -49,12 +49,14 @@ def library(variant: Variant) -> ctypes.CDLL:
     return ctypes.CDLL(str(stem.with_suffix(".so")))
 
 
-def launch(kernel: str, variant: Variant, blocks: int, arguments: list[int], device: torch.device) -> None:
-    """Takes the place of :func:`dtf.ops.cuda.runtime.launch` for CPU tensors."""
+def launch(
+    kernels: Path, kernel: str, variant: Variant, blocks: int, arguments: list[int], device: torch.device
+) -> None:
+    """Takes the place of :func:`dtf.ops.common.runtime.launch` for CPU tensors."""
     assert device.type == "cpu"
     if blocks == 0:
         return
-    run = getattr(library(variant), f"run_{kernel}")
+    run = getattr(library(kernels, variant), f"run_{kernel}")
     values = (ctypes.c_int64 * len(arguments))(*arguments)
     failed = run(
         ctypes.c_int64(min(blocks, MOST_BLOCKS)),

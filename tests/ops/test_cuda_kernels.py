@@ -16,7 +16,8 @@ from cuda_on_cpu import compiler, launch
 from torch import Tensor
 
 from dtf.ops import frame_wise_aggregation, temporal_aggregation, temporal_correlation
-from dtf.ops.cuda import library, runtime, source
+from dtf.ops.common import launch as window_launch
+from dtf.ops.common import runtime, source
 from dtf.ops.dispatch import OPERATORS
 
 pytestmark = pytest.mark.skipif(
@@ -117,9 +118,9 @@ def test_layouts_are_kept_and_not_copied(layout: str, monkeypatch: pytest.Monkey
     x = draw(2, 16, 3, 6, 5, dtype=torch.float32, layout=layout).requires_grad_()
     seen: list[int] = []
 
-    def spy(kernel, variant, blocks, arguments, device) -> None:
+    def spy(kernels, kernel, variant, blocks, arguments, device) -> None:
         seen.extend(arguments)
-        launch(kernel, variant, blocks, arguments, device)
+        launch(kernels, kernel, variant, blocks, arguments, device)
 
     monkeypatch.setattr(runtime, "launch", spy)
     enriched, correlation = frame_wise_aggregation(x, backend="cupy")
@@ -176,11 +177,11 @@ def test_empty_batch(layout: str) -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_wide_offsets(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "NARROW_OFFSETS", 0)
-    library._plan.cache_clear()
+    window_launch._plan.cache_clear()
     x = draw(1, 16, 2, 5, 6, dtype=torch.float32, layout=layout)
     for ours, exact in zip(*both(frame_wise_aggregation, [x]), strict=True):
         assert_close(ours, exact, torch.float32)
-    library._plan.cache_clear()
+    window_launch._plan.cache_clear()
 
 
 def test_a_clip_that_is_not_aligned_gives_the_same_numbers() -> None:
@@ -212,7 +213,9 @@ def test_runs_are_bit_equal_whatever_the_grid(monkeypatch: pytest.MonkeyPatch) -
         return [enriched, correlation, *torch.autograd.grad(enriched, x, gradient)]
 
     whole = run()
-    monkeypatch.setattr(runtime, "launch", lambda k, v, blocks, a, d: launch(k, v, min(blocks, 1), a, d))
+    monkeypatch.setattr(
+        runtime, "launch", lambda f, k, v, blocks, a, d: launch(f, k, v, min(blocks, 1), a, d)
+    )
     assert all(torch.equal(a, b) for a, b in zip(whole, run(), strict=True))
 
 
@@ -220,9 +223,9 @@ def test_runs_are_bit_equal_whatever_the_grid(monkeypatch: pytest.MonkeyPatch) -
 def test_custom_operators_pass_opcheck(layout: str) -> None:
     x = draw(2, 8, 3, 5, 4, dtype=torch.float32, layout=layout).requires_grad_()
     attention = draw(2, 9, 3, 5, 4, dtype=torch.float32, seed=2).requires_grad_()
-    torch.library.opcheck(library.temporal_correlation, (x, 3, 1))
-    torch.library.opcheck(library.temporal_aggregation, (x, attention, 3, 1))
-    torch.library.opcheck(library.frame_wise_aggregation, (x, 3, 1))
+    torch.library.opcheck(OPERATORS["temporal_correlation"].backends["cupy"].run, (x, 3, 1))
+    torch.library.opcheck(OPERATORS["temporal_aggregation"].backends["cupy"].run, (x, attention, 3, 1))
+    torch.library.opcheck(OPERATORS["frame_wise_aggregation"].backends["cupy"].run, (x, 3, 1))
 
 
 def test_compiled_graph_is_whole_and_holds_one_node() -> None:

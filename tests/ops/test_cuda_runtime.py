@@ -7,14 +7,18 @@ import importlib.machinery
 import sys
 import types
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from dtf import ops
 from dtf.ops import dispatch, frame_wise_aggregation, temporal_aggregation
-from dtf.ops.cuda import runtime
-from dtf.ops.cuda.source import Variant, render
+from dtf.ops.common import runtime
+from dtf.ops.common.source import Variant, render
+
+KERNELS = Path(ops.__file__).with_name("frame_wise_aggregation") / "kernels.cu"
 
 
 @pytest.fixture
@@ -51,19 +55,21 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
     monkeypatch.setattr(
         torch.cuda, "current_stream", lambda d: types.SimpleNamespace(cuda_stream=1000 + d.index)
     )
-    runtime._module.cache_clear()
-    runtime._function.cache_clear()
+    monkeypatch.setattr(runtime, "_run_probe", lambda: True)
+    caches = (runtime._module, runtime._function, runtime.missing)
+    for cache in caches:
+        cache.cache_clear()
     yield state
-    runtime._module.cache_clear()
-    runtime._function.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def test_launch_uses_the_device_and_the_current_stream_of_the_tensor(cuda: types.SimpleNamespace) -> None:
     variant = Variant(torch.float32, 3, channels_last=False, vector=1, lanes=1)
     for index in (0, 1, 1):
-        runtime.launch("enrich", variant, 7, [2**40, -1], torch.device("cuda", index))
+        runtime.launch(KERNELS, "enrich", variant, 7, [2**40, -1], torch.device("cuda", index))
     assert cuda.current == 0
-    assert cuda.modules == [(render(variant), ("--std=c++17",))] * 2  # once per device
+    assert cuda.modules == [(render(KERNELS, variant), ("--std=c++17",))] * 2  # once per device
     assert cuda.launches == [
         ("enrich", (7,), (variant.threads,), (2**40, -1), 1000 + index) for index in (0, 1, 1)
     ]
@@ -71,9 +77,9 @@ def test_launch_uses_the_device_and_the_current_stream_of_the_tensor(cuda: types
 
 def test_launch_caps_the_grid_and_skips_empty_work(cuda: types.SimpleNamespace) -> None:
     variant = Variant(torch.float32, 3, channels_last=False, vector=1, lanes=1)
-    runtime.launch("enrich", variant, 0, [], torch.device("cuda", 0))
+    runtime.launch(KERNELS, "enrich", variant, 0, [], torch.device("cuda", 0))
     assert not cuda.launches
-    runtime.launch("enrich", variant, 2**40, [], torch.device("cuda", 0))
+    runtime.launch(KERNELS, "enrich", variant, 2**40, [], torch.device("cuda", 0))
     assert cuda.launches[0][1] == (2**31 - 1,)
 
 
@@ -82,9 +88,42 @@ def test_a_tensor_on_the_cpu_is_refused(cuda: types.SimpleNamespace) -> None:
         frame_wise_aggregation(torch.zeros(1, 4, 2, 3, 3), backend="cupy")
 
 
+@pytest.mark.parametrize(
+    ("broken", "reason"),
+    [
+        (ImportError("libnvrtc.so.12: cannot open shared object file"), "libnvrtc.so.12: cannot open"),
+        (RuntimeError("nvrtc: error:\n  invalid architecture"), "RuntimeError: nvrtc: error: invalid arch"),
+        (None, "computes wrong numbers here"),
+    ],
+    ids=["does not load", "does not compile", "is wrong"],
+)
+def test_a_cupy_that_does_not_work_is_a_reason_and_auto_takes_torch(
+    cuda: types.SimpleNamespace, monkeypatch: pytest.MonkeyPatch, broken: Exception | None, reason: str
+) -> None:
+    asked = []
+
+    def probe() -> bool:
+        asked.append(1)
+        if broken is not None:
+            raise broken
+        return False
+
+    monkeypatch.setattr(runtime, "_run_probe", probe)
+    operator = dispatch.OPERATORS["frame_wise_aggregation"]
+    with FakeTensorMode():
+        x = torch.empty(1, 4, 2, 3, 3, device="cuda:1")
+        assert operator.select("auto", x) is operator.backends["torch"].run
+        with pytest.raises(ValueError, match=r"backend 'cupy' cannot run") as error:
+            operator.select("cupy", x)
+    assert reason in str(error.value)
+    assert reason in dispatch.describe()
+    assert len(asked) == 1  # once per process
+
+
 def test_without_cupy_or_a_device_all_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    runtime.missing.cache_clear()
     with pytest.raises(ValueError, match=r"CuPy is not installed.*torch finds no CUDA device"):
         frame_wise_aggregation(torch.zeros(1, 4, 2, 3, 3), backend="cupy")
 

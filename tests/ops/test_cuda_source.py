@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtf.ops.cuda.source import DEFINES, STATIC_SHARED_BYTES, Variant, accumulator, choose, render
+import dtf.ops
+from dtf.ops.common.source import DEFINES, STATIC_SHARED_BYTES, Variant, accumulator, choose, render
 
 
 def choose_for(
@@ -20,6 +21,22 @@ def choose_for(
 ) -> Variant:
     strides = (maps,) if maps else ()
     return choose(x.dtype, tuple(x.shape), tuple(x.stride()), strides, aligned, kernel_size)
+
+
+OPERATORS = Path(dtf.ops.__file__).parent
+KERNELS = {
+    "temporal_correlation": {"correlate", "correlate_backward"},
+    "temporal_aggregation": {"aggregate", "aggregate_backward_attention"},
+    "frame_wise_aggregation": {"enrich", "enrich_backward_maps", "enrich_backward"},
+}
+
+
+def text_of(operator: str, chosen: Variant) -> str:
+    return render(OPERATORS / operator / "kernels.cu", chosen)
+
+
+def test_every_operator_with_kernels_is_in_this_test() -> None:
+    assert {path.parent.name for path in OPERATORS.glob("*/kernels.cu")} == set(KERNELS)
 
 
 LAYOUTS = {"planar": (False, False), "channels_last": (True, False), "channels_last_unaligned": (True, True)}
@@ -37,11 +54,12 @@ def variant(dtype: torch.dtype, layout: str, kernel_size: int = 3) -> Variant:
     return chosen
 
 
+@pytest.mark.parametrize("operator", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DEFINES, ids=str)
-def test_render_is_complete_and_names_its_variant(dtype: torch.dtype, layout: str) -> None:
+def test_render_is_complete_and_names_its_variant(dtype: torch.dtype, layout: str, operator: str) -> None:
     chosen = variant(dtype, layout)
-    text = render(chosen)
+    text = text_of(operator, chosen)
     defined = dict(re.findall(r"^#define (\w+) (\w+)$", text.split("typedef")[0], flags=re.MULTILINE))
     assert defined[DEFINES[dtype]] == "1"
     assert sum(name.startswith("DTYPE_") for name in defined) == 1
@@ -49,12 +67,12 @@ def test_render_is_complete_and_names_its_variant(dtype: torch.dtype, layout: st
     assert defined["CHANNELS_LAST"] == str(int(chosen.channels_last))
     assert "#include" not in text  # NVRTC needs no header
     assert "atomic" not in text  # results do not depend on the order of threads
-    assert len(re.findall(r"^KERNEL \w+\(", text, flags=re.MULTILINE)) == 6
+    assert set(re.findall(r"^KERNEL (\w+)\(", text, flags=re.MULTILINE)) == KERNELS[operator]
 
 
 def test_sizes_are_arguments_not_source_text() -> None:
     texts = {
-        render(choose_for(torch.empty(b, c, t, h, w)))
+        text_of("frame_wise_aggregation", choose_for(torch.empty(b, c, t, h, w)))
         for b, c, t, h, w in [(1, 8, 2, 5, 6), (3, 64, 7, 9, 31), (2, 5, 1, 2, 1)]
     }
     assert len(texts) == 1
@@ -129,23 +147,15 @@ def compile_with_nvrtc(text: str, architecture: str) -> bytes:
     return ptx.raw
 
 
-KERNELS = {
-    "correlate",
-    "correlate_backward",
-    "aggregate",
-    "enrich",
-    "enrich_backward_maps",
-    "enrich_backward",
-}
-
-
+@pytest.mark.parametrize("operator", KERNELS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DEFINES, ids=str)
-def test_nvrtc_compiles_every_dtype_and_layout(dtype: torch.dtype, layout: str) -> None:
-    ptx = compile_with_nvrtc(render(variant(dtype, layout)), "compute_90")
-    assert set(re.findall(rb"\.entry (\w+)\(", ptx)) == {name.encode() for name in KERNELS}
+def test_nvrtc_compiles_every_dtype_and_layout(dtype: torch.dtype, layout: str, operator: str) -> None:
+    ptx = compile_with_nvrtc(text_of(operator, variant(dtype, layout)), "compute_90")
+    assert set(re.findall(rb"\.entry (\w+)\(", ptx)) == {name.encode() for name in KERNELS[operator]}
 
 
+@pytest.mark.parametrize("operator", KERNELS)
 @pytest.mark.parametrize(
     ("dtype", "layout", "kernel_size", "architecture"),
     [
@@ -157,6 +167,6 @@ def test_nvrtc_compiles_every_dtype_and_layout(dtype: torch.dtype, layout: str) 
     ids=str,
 )
 def test_nvrtc_builds_machine_code(
-    dtype: torch.dtype, layout: str, kernel_size: int, architecture: str
+    dtype: torch.dtype, layout: str, kernel_size: int, architecture: str, operator: str
 ) -> None:
-    assert compile_with_nvrtc(render(variant(dtype, layout, kernel_size)), architecture)
+    assert compile_with_nvrtc(text_of(operator, variant(dtype, layout, kernel_size)), architecture)

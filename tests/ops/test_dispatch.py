@@ -10,15 +10,21 @@ import pytest
 import torch
 
 from dtf.ops import temporal_correlation
-from dtf.ops.dispatch import OPERATORS, Backend, Operator, cupy_missing, describe, register
+from dtf.ops.common import runtime
+from dtf.ops.common.private import constant_in_graphs
+from dtf.ops.dispatch import OPERATORS, Backend, Cost, Operator, cupy_missing, describe, register
+
+
+def _cost(x: torch.Tensor) -> Cost:
+    return Cost(x.numel(), x.numel() * x.element_size())
 
 
 def _operator(*backends: Backend) -> Operator:
-    return Operator("shout", {backend.name: backend for backend in backends})
+    return Operator("shout", {backend.name: backend for backend in backends}, plain=abs, cost=_cost)
 
 
 def _backend(name: str, **facts: object) -> Backend:
-    return Backend(name, lambda x: name, **facts)  # type: ignore[arg-type]
+    return Backend(name, lambda *tensors: name, **facts)  # type: ignore[arg-type]
 
 
 X = torch.zeros(2)
@@ -62,6 +68,42 @@ def test_a_named_backend_that_cannot_run_raises_with_all_its_reasons():
         assert reason in str(error.value)
 
 
+def test_every_tensor_is_asked():
+    narrow = _backend("torch", dtypes=(torch.float32,), devices=("cpu",))
+    refuses_pairs = _backend("cupy", refuses=lambda x, *others: ["takes one tensor"] if others else [])
+    operator = _operator(refuses_pairs, narrow, PLAIN)
+    assert operator.select("auto", X)(X) == "cupy"
+    assert operator.select("auto", X, X)(X, X) == "torch"
+    with pytest.raises(
+        ValueError, match=r"cupy: takes one tensor \| torch: takes dtypes float32, got float64$"
+    ):
+        operator.select("auto", X, X.double())
+    with pytest.raises(ValueError, match="takes tensors on cpu, got meta"):
+        operator.select("torch", X, X.to("meta"))
+
+
+def test_the_mark_is_the_one_of_the_public_function():
+    def ours():
+        return 0
+
+    def theirs():
+        return 0
+
+    torch.compiler.assume_constant_result(theirs)
+    constant_in_graphs(ours)
+    assert vars(ours) == vars(theirs)
+    calls = []
+
+    @constant_in_graphs
+    def untraceable():
+        calls.append(1)
+        return len(open(__file__).read()) > 0
+
+    compiled = torch.compile(lambda x: x + untraceable(), backend="eager", fullgraph=True)
+    assert torch.equal(compiled(X), X + 1)
+    assert len(calls) == 1
+
+
 def test_unknown_backend_names_the_nearest():
     with pytest.raises(
         ValueError, match=r"unknown backend 'cuppy'; did you mean 'cupy'.*Allowed: auto, cupy"
@@ -71,7 +113,7 @@ def test_unknown_backend_names_the_nearest():
 
 def test_an_operator_is_registered_once():
     with pytest.raises(AssertionError, match="registered twice"):
-        register("temporal_correlation", PLAIN)
+        register("temporal_correlation", PLAIN, plain=abs, cost=_cost)
 
 
 def test_every_operator_has_the_three_backends_and_prefers_the_kernels():
@@ -80,6 +122,15 @@ def test_every_operator_has_the_three_backends_and_prefers_the_kernels():
         assert list(operator.backends) == ["cupy", "torch", "reference"]
 
 
+@pytest.fixture
+def fresh_probe():
+    """What is live is asked once per process: forget it before and after."""
+    runtime.missing.cache_clear()
+    yield
+    runtime.missing.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh_probe")
 def test_cupy_says_what_is_missing(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -90,6 +141,7 @@ def test_cupy_says_what_is_missing(monkeypatch):
         temporal_correlation(torch.zeros(1, 1, 1, 1, 1), backend="cupy")
 
 
+@pytest.mark.usefixtures("fresh_probe")
 def test_describe_lists_what_is_live_and_why_the_rest_is_not(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lines = describe().splitlines()

@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from dtf.models import DTFBlock, create_model
 from dtf.ops import frame_wise_aggregation, temporal_aggregation, temporal_correlation
-from dtf.ops.cuda import library
 from dtf.ops.dispatch import OPERATORS
 
 pytestmark = [
@@ -152,9 +151,9 @@ def test_golden_numbers(backend: str) -> None:
 def test_opcheck(layout: str) -> None:
     x = draw(2, 8, 3, 5, 4, dtype=torch.float32, layout=layout).requires_grad_()
     attention = draw(2, 9, 3, 5, 4, dtype=torch.float32, seed=2).requires_grad_()
-    torch.library.opcheck(library.temporal_correlation, (x, 3, 1))
-    torch.library.opcheck(library.temporal_aggregation, (x, attention, 3, 1))
-    torch.library.opcheck(library.frame_wise_aggregation, (x, 3, 1))
+    torch.library.opcheck(OPERATORS["temporal_correlation"].backends["cupy"].run, (x, 3, 1))
+    torch.library.opcheck(OPERATORS["temporal_aggregation"].backends["cupy"].run, (x, attention, 3, 1))
+    torch.library.opcheck(OPERATORS["frame_wise_aggregation"].backends["cupy"].run, (x, 3, 1))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

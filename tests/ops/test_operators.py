@@ -164,7 +164,7 @@ def test_pieces_of_work_join_without_seams(op, monkeypatch):
     expected = run(op, x, attention, (5, 2), "reference")
     # One row, some rows, one frame, several frames, one clip, both clips at a time.
     for piece in (1, 40, 200, 600, 900, 2000):
-        monkeypatch.setattr("dtf.ops.window._PIECE", piece)
+        monkeypatch.setattr("dtf.ops.common.window._PIECE", piece)
         assert_close(run(op, x, attention, (5, 2), "torch"), expected, 1e-12)
 
 

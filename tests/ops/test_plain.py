@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dtf import ops
-from dtf.ops import plain
+from dtf.ops.dispatch import OPERATORS, decompositions
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
@@ -28,15 +28,15 @@ def test_plain_forms_equal_the_references(shape, kernel_size, dilation, dtype):
     wide, window = (x.double(), maps.double()), (kernel_size, dilation)
     pairs = [
         (
-            plain.temporal_correlation(x, *window),
+            OPERATORS["temporal_correlation"].plain(x, *window),
             ops.temporal_correlation(wide[0], *window, backend="reference"),
         ),
         (
-            plain.temporal_aggregation(x, maps, *window),
+            OPERATORS["temporal_aggregation"].plain(x, maps, *window),
             ops.temporal_aggregation(*wide, *window, backend="reference"),
         ),
         *zip(
-            plain.frame_wise_aggregation(x, *window),
+            OPERATORS["frame_wise_aggregation"].plain(x, *window),
             ops.frame_wise_aggregation(wide[0], *window, backend="reference"),
             strict=True,
         ),
@@ -60,6 +60,6 @@ def test_an_exported_graph_needs_this_package_no_more():
     program = torch.export.export(AllThree(), (x,))
     own = [node for node in program.graph.nodes if "dtf" in str(node.target)]
     assert len(own) == 3
-    program = program.run_decompositions(plain.decompositions())
+    program = program.run_decompositions(decompositions())
     assert not [node for node in program.graph.nodes if "dtf" in str(node.target)]
     torch.testing.assert_close(program.module()(x), AllThree()(x))

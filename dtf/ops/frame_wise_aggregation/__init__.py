@@ -5,14 +5,24 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
-from dtf.ops.frame_wise_aggregation import cupy_backend, reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, Cost, cupy_kernels, register
+from dtf.ops.frame_wise_aggregation import cupy_backend, plain, reference, torch_backend
+
+
+def _cost(x: torch.Tensor, kernel_size: int, dilation: int) -> Cost:
+    """Correlation of all frames and aggregation of all but the first, which is aggregated into none."""
+    window, elements, frames = kernel_size**2, x.numel(), x.shape[2]
+    moved = 2 * elements + window * elements // x.shape[1]
+    return Cost(2 * window * (elements // frames) * (2 * frames - 1), moved * x.element_size())
+
 
 _OPERATOR = register(
     "frame_wise_aggregation",
-    cupy_kernels(cupy_backend.frame_wise_aggregation),
-    Backend("torch", torch_backend.frame_wise_aggregation),
+    cupy_kernels(cupy_backend.frame_wise_aggregation, "dtf_cuda::frame_wise_aggregation"),
+    Backend("torch", torch_backend.frame_wise_aggregation, custom_op="dtf::frame_wise_aggregation"),
     Backend("reference", reference.frame_wise_aggregation, double_backward=True),
+    plain=plain.frame_wise_aggregation,
+    cost=_cost,
 )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dtf.ops.common.window import empty_clip, to_clip, to_frames, window_dots, window_spread, window_sum
 from dtf.ops.temporal_correlation.torch_backend import correlate, correlate_backward
-from dtf.ops.window import empty_clip, to_clip, to_frames, window_dots, window_spread, window_sum
 
 
 @torch.library.custom_op("dtf::frame_wise_aggregation", mutates_args=())

@@ -5,14 +5,22 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
-from dtf.ops.temporal_aggregation import cupy_backend, reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, Cost, cupy_kernels, register
+from dtf.ops.temporal_aggregation import cupy_backend, plain, reference, torch_backend
+
+
+def _cost(x: torch.Tensor, attention: torch.Tensor, kernel_size: int, dilation: int) -> Cost:
+    """One product for every channel, frame, pixel and offset; clip and maps are read, a clip is written."""
+    return Cost(2 * kernel_size**2 * x.numel(), (2 * x.numel() + attention.numel()) * x.element_size())
+
 
 _OPERATOR = register(
     "temporal_aggregation",
-    cupy_kernels(cupy_backend.temporal_aggregation),
-    Backend("torch", torch_backend.temporal_aggregation),
+    cupy_kernels(cupy_backend.temporal_aggregation, "dtf_cuda::temporal_aggregation"),
+    Backend("torch", torch_backend.temporal_aggregation, custom_op="dtf::temporal_aggregation"),
     Backend("reference", reference.temporal_aggregation, double_backward=True),
+    plain=plain.temporal_aggregation,
+    cost=_cost,
 )
 
 
@@ -62,4 +70,4 @@ def temporal_aggregation(
             f"temporal_aggregation: x and attention must share dtype and device, got {x.dtype} on {x.device} "
             f"and {attention.dtype} on {attention.device}; convert one, e.g. attention.to(x)"
         )
-    return _OPERATOR.select(backend, x)(x, attention, kernel_size, dilation)
+    return _OPERATOR.select(backend, x, attention)(x, attention, kernel_size, dilation)

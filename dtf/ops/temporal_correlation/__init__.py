@@ -5,14 +5,23 @@ from __future__ import annotations
 import torch
 
 from dtf.ops.checks import check_clip, check_window
-from dtf.ops.dispatch import Backend, BackendName, cupy_kernels, register
-from dtf.ops.temporal_correlation import cupy_backend, reference, torch_backend
+from dtf.ops.dispatch import Backend, BackendName, Cost, cupy_kernels, register
+from dtf.ops.temporal_correlation import cupy_backend, plain, reference, torch_backend
+
+
+def _cost(x: torch.Tensor, kernel_size: int, dilation: int) -> Cost:
+    """One product for every channel, frame, pixel and offset; the clip is read, K*K maps are written."""
+    window, elements = kernel_size**2, x.numel()
+    return Cost(2 * window * elements, (elements + window * elements // x.shape[1]) * x.element_size())
+
 
 _OPERATOR = register(
     "temporal_correlation",
-    cupy_kernels(cupy_backend.temporal_correlation),
-    Backend("torch", torch_backend.temporal_correlation),
+    cupy_kernels(cupy_backend.temporal_correlation, "dtf_cuda::temporal_correlation"),
+    Backend("torch", torch_backend.temporal_correlation, custom_op="dtf::temporal_correlation"),
     Backend("reference", reference.temporal_correlation, double_backward=True),
+    plain=plain.temporal_correlation,
+    cost=_cost,
 )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from dtf.ops.window import neighbours
+from dtf.ops.common.window import neighbours
 
 
 def temporal_correlation(x: torch.Tensor, kernel_size: int, dilation: int) -> torch.Tensor:

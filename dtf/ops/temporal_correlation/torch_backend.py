@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dtf.ops.window import (
+from dtf.ops.common.window import (
     accumulation_dtype,
     empty_clip,
     to_clip,

@@ -2,7 +2,7 @@
 //
 // Letters: B clips, C channels, T frames, H x W pixels, K window side.
 //
-// Defined ahead of this text by dtf/ops/cuda/source.py:
+// Defined ahead of this text by `Variant.defines` in source.py:
 //   DTYPE_FLOAT64 | DTYPE_FLOAT32 | DTYPE_FLOAT16 | DTYPE_BFLOAT16   element type of every tensor
 //   KERNEL_SIZE      K, odd
 //   CHANNELS_LAST    1: channels are adjacent in memory; 0: any strides, made for adjacent pixels of a row

@@ -40,6 +40,18 @@ def neighbours(x: Tensor, kernel_size: int, dilation: int) -> Tensor:
     )
 
 
+def shifted(x: Tensor, kernel_size: int, dilation: int) -> list[Tensor]:
+    """K*K views (B, C, T, H, W) of one padded clip, one for each window offset; zero outside the frame.
+
+    The plain form for exported graphs.
+    """
+    pad = (kernel_size - 1) // 2 * dilation
+    padded = F.pad(x, (pad, pad, pad, pad))
+    steps = range(0, kernel_size * dilation, dilation)
+    rows = [padded.narrow(3, step, x.shape[3]) for step in steps]
+    return [row.narrow(4, step, x.shape[4]) for row in rows for step in steps]
+
+
 def accumulation_dtype(x: Tensor) -> torch.dtype:
     """float64 and float32 accumulate in themselves, float16 and bfloat16 in float32."""
     return x.dtype if x.dtype == torch.float64 else torch.float32

@@ -1,4 +1,6 @@
-"""Which variant of the kernels a tensor takes, and the text of that variant. Pure functions.
+"""Which variant of an operator's kernels a tensor takes, and the text of that variant. Pure functions.
+
+An operator's kernels stand in its own folder; they include the headers of this one by name.
 
 Letters: B clips, C channels, T frames, H x W pixels, K window side.
 """
@@ -6,8 +8,11 @@ Letters: B clips, C channels, T frames, H x W pixels, K window side.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.resources import files
+from pathlib import Path
+from typing import Protocol
 
 import torch
 
@@ -34,6 +39,20 @@ def _ceil_div(a: int, b: int) -> int:
 def accumulator(dtype: torch.dtype) -> torch.dtype:
     """Returns the dtype that sums run in: float64 for float64, float32 for the rest."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Compiled(Protocol):
+    """What a launch has to know of a variant."""
+
+    @property
+    def threads(self) -> int:
+        """Threads of a block."""
+
+    def __hash__(self) -> int:
+        """Compiled modules are kept by variant."""
+
+    def defines(self) -> Mapping[str, int]:
+        """Macros defined ahead of the text."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +138,22 @@ class Variant:
         wide = min(shapes, key=cost)
         return wide, cost(wide)[0]
 
+    def defines(self) -> dict[str, int]:
+        """Macros that `window.cuh` and the headers that it includes are written in."""
+        return {
+            DEFINES[self.dtype]: 1,
+            "KERNEL_SIZE": self.kernel_size,
+            "CHANNELS_LAST": int(self.channels_last),
+            "VECTOR": self.vector,
+            "LANES": self.lanes,
+            "SLICES": self.slices,
+            "PIXELS": self.pixels,
+            "PIXELS_BACKWARD": self.pixels_backward,
+            "THREADS": self.threads,
+            "BLOCKS": self.blocks,
+            "WIDE_OFFSETS": int(self.wide_offsets),
+        }
+
     @staticmethod
     def _runs(size: int, dilation: int, pixels: int) -> int:
         return dilation * _ceil_div(_ceil_div(size, dilation), pixels)
@@ -174,28 +209,27 @@ def _run_bytes(dtype: torch.dtype, kernel_size: int) -> int:
     return GATHER_SOURCES * _pixels(kernel_size) * kernel_size**2 * accumulator(dtype).itemsize
 
 
-@functools.cache
-def _text(name: str) -> str:
-    return files("dtf.ops.cuda").joinpath(name).read_text(encoding="utf-8")
+_HEADERS = Path(__file__).parent
+_INCLUDE = re.compile(r'^#include "([\w.]+)"\n', flags=re.MULTILINE)
 
 
 @functools.cache
-def render(variant: Variant) -> str:
-    """Returns the CUDA C++ text of a variant, complete in itself (it includes nothing)."""
-    defines = {
-        DEFINES[variant.dtype]: 1,
-        "KERNEL_SIZE": variant.kernel_size,
-        "CHANNELS_LAST": int(variant.channels_last),
-        "VECTOR": variant.vector,
-        "LANES": variant.lanes,
-        "SLICES": variant.slices,
-        "PIXELS": variant.pixels,
-        "PIXELS_BACKWARD": variant.pixels_backward,
-        "THREADS": variant.threads,
-        "BLOCKS": variant.blocks,
-        "WIDE_OFFSETS": int(variant.wide_offsets),
-    }
-    layout = "channels_last.cuh" if variant.channels_last else "planar.cuh"
-    lines = [f"#define {name} {value}" for name, value in defines.items()]
-    texts = [_text(name) for name in ("common.cuh", layout, "kernels.cu")]
-    return "\n".join([*lines, *texts])
+def _text(path: Path) -> str:
+    """The file with the headers that it names in place: a compiler at run time finds no files."""
+
+    def header(match: re.Match[str]) -> str:
+        return _text(_HEADERS / match.group(1))
+
+    return _INCLUDE.sub(header, path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def render(kernels: Path, variant: Compiled) -> str:
+    """Returns the CUDA C++ text of an operator's kernels in a variant, complete in itself.
+
+    Args:
+        kernels: The operator's `.cu` file.
+        variant: What it is compiled for; hashable.
+    """
+    lines = [f"#define {name} {value}" for name, value in variant.defines().items()]
+    return "\n".join([*lines, _text(kernels)])
