@@ -70,7 +70,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         about = {"checkpoint": str(checkpoint.path), "network": network.name, "views": cfg.data.test_views}
         found = report.write_all(folder, evaluation, data, "test", f"{network.name} on {data.name}", about)
         report.print_results(
-            f"{network.name} on {data.name}, test split, {cfg.data.test_views} views",
+            f"{network.name} on {data.name}, {data.describe_split('test')}, {cfg.data.test_views} views",
             found,
             [
                 ("checkpoint", report.shown(checkpoint.path)),

@@ -128,7 +128,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         }
         found = report.write_all(folder, evaluation, data, test_stage, title, figures)
         report.print_results(
-            f"{title}, {test_stage} split, {tested.stem} checkpoint",
+            f"{title}, {data.describe_split(test_stage)}, {tested.stem} checkpoint",
             found,
             [
                 ("checkpoint", report.shown(tested)),

@@ -321,7 +321,8 @@ def _title(run: Run) -> str:
 def _result(run: Run) -> str:
     found = run.results
     lines = [("network", run.about.get("network")), ("data", _at(run.config, "data", "root"))]
-    lines += [("checkpoint", found.get("checkpoint")), ("views", found.get("views"))]
+    lines += [(name, found.get(name)) for name in ("checkpoint", "views")]
+    lines.append(("split", found.get("split_is")))
     lines.append(("folder", str(run.folder.resolve())))
     if not found:
         note = '<p class="note">This run is not finished: there is no result yet.</p>'

@@ -198,6 +198,16 @@ class VideoDataModule(LightningDataModule):
         self.load_splits([stage])
         return self._indexes[stage]
 
+    def describe_split(self, stage: str) -> str:
+        """What a result on a stage is a result on, in words: "test split", or that it is validation.
+
+        Args:
+            stage: "val" or "test".
+        """
+        if stage == "test" and self._split_path("test").resolve() != self._split_path("val").resolve():
+            return "test split"
+        return "validation split (on which training chooses its best checkpoint)"
+
     def load_splits(self, stages: Sequence[str]) -> None:
         """Read the splits that are not read yet, and report the faults of all of them at once.
 

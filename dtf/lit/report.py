@@ -81,7 +81,8 @@ def write_all(
     write_scores(folder / "scores.csv", evaluation, data.class_names, paths)
     draw_confusion(folder / "confusion.png", evaluation.confusion, data.class_names, title)
     # Written last: it marks a run as finished.
-    write_json(folder / RESULTS, found | {"split": stage} | dict(about))
+    split = {"split": stage, "split_is": data.describe_split(stage)}
+    write_json(folder / RESULTS, found | split | dict(about))
     return found
 
 
@@ -147,7 +148,9 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
         notes: lines (what, value) below the table, at least one.
     """
     console = Console(highlight=False)
-    table = Table(title=title, title_justify="left", show_header=False)
+    # Not the table's own title, which would be folded to the width of the figures.
+    console.print(f"[italic]{_escape(title)}[/italic]", soft_wrap=True)
+    table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
     table.add_row("top-1", f"[bold]{found['top1']:.2%}[/bold]")

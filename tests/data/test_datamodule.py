@@ -361,3 +361,11 @@ def test_short_and_odd_videos_never_fail(tmp_path):
         (batch,) = data.train_dataloader()
         assert batch["error"] == [""] * 3
         assert np.isfinite(batch["video"].float().numpy()).all()
+
+
+def test_a_result_is_told_what_it_is_on(tmp_path):
+    own = VideoDataModule(tmp_path)
+    assert own.describe_split("test") == "test split"
+    assert own.describe_split("val").startswith("validation split (on which training chooses")
+    shared = VideoDataModule(tmp_path, splits={"val": "lists/val.txt", "test": "lists/../lists/val.txt"})
+    assert shared.describe_split("test") == own.describe_split("val")

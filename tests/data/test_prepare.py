@@ -141,6 +141,11 @@ def test_training_and_evaluation_run_on_prepared_lists(command, layouts, tmp_pat
     with open(tmp_path / "eval" / "scores.csv", newline="") as file:
         paths = [row["video"] for row in csv.DictReader(file)]
     assert [Path(path).stem for path in paths] == layout.listed[SPLITS[name][1]]
+    # These sets have no other list for it: what is tested on is validation, and is called so.
+    called = "validation split (on which training chooses its best checkpoint)"
+    for outcome, folder in ((trained, "run"), (evaluated, "eval")):
+        assert f"{called}, " in outcome.out
+        assert called in (tmp_path / folder / "report.html").read_text("utf-8")
 
 
 def test_the_data_module_says_what_its_lists_leave_out(layouts, tmp_path, caplog):
