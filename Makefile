@@ -5,13 +5,21 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test lint clean
+.PHONY: train test test-lowest lint clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# By hand, some GB: the suite with the lowest versions that pyproject.toml allows, on the lowest Python if there is one.
+test-lowest: PYTHON := $(shell command -v python3.11 || echo $(PYTHON))
+test-lowest:
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --quiet uv
+	.venv-lowest/bin/uv pip install --quiet --python .venv-lowest --resolution lowest-direct --editable '.[test]'
+	OMP_NUM_THREADS=1 .venv-lowest/bin/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed-test
 	$(BIN)/ruff check .
@@ -31,4 +39,4 @@ lint: .venv/installed-test
 	@touch $@ .venv/installed
 
 clean:
-	rm -rf .venv outputs multirun
+	rm -rf .venv .venv-lowest outputs multirun

@@ -118,7 +118,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         weights = folder / "model.safetensors"
-        save_weights(weights, network, {k: description[k] for k in ("class_names", "data")})
+        # To be shared: where the videos lie on this machine is nobody else's business.
+        shared = {k: v for k, v in description["data"].items() if k != "root"}
+        save_weights(weights, network, {"class_names": description["class_names"], "data": shared})
         title = f"{network.name} on {data.name}"
         evaluation = model.evaluations[test_stage]
         figures = {

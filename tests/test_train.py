@@ -81,6 +81,7 @@ def test_checkpoints_describe_themselves_in_plain_data(tiny_run: Path) -> None:
     assert load_checkpoint(tiny_run / "checkpoints" / "last.ckpt").epoch == 4
     network = best.build_network()
     exported, about = load_weights(tiny_run / "model.safetensors")
+    assert "root" not in about["data"]
     assert_same(dict(network.state_dict()), dict(exported.state_dict()))
     assert about["class_names"] == best.class_names
     assert about["data"]["crop_px"] == 32
