@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from dtf.data.decode import VideoError, VideoReader, printable
+from dtf.data.decode import VideoError, VideoReader
 from dtf.sliding import Window
+from dtf.text import printable
 
 FRAMES_DRAWN = 8
 MIN_VIDEO_PX = 256

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtf.lit.command import nearest
 from dtf.lit.options import FileNames, parse_options, run_command
+from dtf.text import markup, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -343,9 +344,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(files: list[str], options: dict[str, str]) -> int:
     from rich.console import Console
-    from rich.markup import escape
 
-    from dtf.data.decode import VideoError, printable
+    from dtf.data.decode import VideoError
     from dtf.lit.report import write_json
     from dtf.models import VideoNetwork
     from dtf.predict import Predictor, find_videos
@@ -368,7 +368,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
     videos = find_videos(files)
     for video in videos:
         shown = printable(video)
-        console.print(f"[bold]{escape(shown)}[/bold]", soft_wrap=True)
+        console.print(f"[bold]{markup(shown)}[/bold]", soft_wrap=True)
         try:
             clip = read_clip(predictor._data, video)
         except VideoError as error:
@@ -379,13 +379,13 @@ def _run(files: list[str], options: dict[str, str]) -> int:
             stem = names.stem(video)
             record = _explain(predictor, clip, options, folder, stem, printable(os.path.basename(video)))
             records.append({"video": shown, "error": None, **record})
-            console.print(f"best class: {escape(printable(record['best']))} {record['score']:.1%}")
+            console.print(f"best class: {markup(record['best'])} {record['score']:.1%}")
             if "filters" in record["pictures"]:
                 console.print(_shares_table(record))
             else:
-                console.print(f"{escape(str(predictor.network.name))} {NO_FILTERS}", soft_wrap=True)
+                console.print(f"{markup(predictor.network.name)} {NO_FILTERS}", soft_wrap=True)
             for picture in record["pictures"].values():
-                console.print(f"picture: {escape(str(folder / picture))}", soft_wrap=True)
+                console.print(f"picture: {markup(folder / picture)}", soft_wrap=True)
         # After each video: a run that is cut off keeps what it has.
         write_json(folder / "explain.json", records)
     if failed:
@@ -399,7 +399,6 @@ def _explain(
     """Draw the pictures of one clip; returns its record in explain.json, without the video."""
     import torch
 
-    from dtf.data.decode import printable
     from dtf.data.transforms import normalize
     from dtf.models import VideoNetwork, filter_responses
 
@@ -441,7 +440,7 @@ def _shares_table(record: Mapping[str, Any]) -> Any:
     for frequency in range(count):
         table.add_column("mean" if frequency == 0 else str(frequency), justify="right")
     for name, shares in record["shares"].items():
-        table.add_row(name, *(f"{share:.0%}" for share in shares))
+        table.add_row(markup(name), *(f"{share:.0%}" for share in shares))
     return table
 
 

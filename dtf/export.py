@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtf.lit.command import nearest
 from dtf.lit.options import parse_options, run_command
+from dtf.text import markup
 
 if TYPE_CHECKING:
     import torch
@@ -253,7 +254,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     from rich.console import Console
-    from rich.markup import escape
     from rich.table import Table
 
     rest, options = parse_options(arguments, OPTIONS)
@@ -272,7 +272,7 @@ def _run(arguments: Sequence[str]) -> int:
 
     def add(done: Exported) -> None:
         size = f"{done.num_bytes / 1e6:.1f} MB"
-        table.add_row(escape(done.path.name), size, f"{done.difference:.1e}", f"{done.seconds:.1f}")
+        table.add_row(markup(done.path.name), size, f"{done.difference:.1e}", f"{done.seconds:.1f}")
 
     try:
         export(options["checkpoint"], options["output"], formats, add)
@@ -287,9 +287,7 @@ def _run(arguments: Sequence[str]) -> int:
     best = NAMES["onnx" if "onnx" in formats else formats[0]]
     trust = " trust=true" if formats == ["torch"] else ""
     file = Path(options["output"], best)
-    console.print(
-        f"try it: python -m dtf.predict VIDEO checkpoint={escape(str(file))}{trust}", soft_wrap=True
-    )
+    console.print(f"try it: python -m dtf.predict VIDEO checkpoint={markup(file)}{trust}", soft_wrap=True)
     return 0
 
 

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtf.lit.options import FileNames, number, parse_options, run_command, yes_or_no
+from dtf.text import cell, markup, printable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -367,11 +368,11 @@ def _run(request: Request) -> int:
                     except VideoError as error:
                         # The video was classified; only its copy is missing.
                         record["error"] = str(error)
-                        print(f"error: {error}", file=sys.stderr)
+                        print(f"error: {printable(str(error))}", file=sys.stderr)
                     _show(console, folder, prediction, record)
                 records.append(record)
-                best = [x for p in record["predictions"] for x in (_cell(p["class"]), f"{p['score']:.6f}")]
-                rows.writerow([_cell(record["video"]), _cell(record["error"] or ""), *best])
+                best = [x for p in record["predictions"] for x in (cell(p["class"]), f"{p['score']:.6f}")]
+                rows.writerow([cell(record["video"]), cell(record["error"] or ""), *best])
                 file.flush()
     finally:
         # A run that is cut off keeps what it has.
@@ -401,7 +402,7 @@ def _predictions(
 
         prediction = predictor.slide(video, request.window, request.stride, request.top, show)
         if prediction.warning and not warned:
-            print(f"warning: {prediction.warning}", file=sys.stderr)
+            print(f"warning: {printable(prediction.warning)}", file=sys.stderr)
             warned = True
         yield prediction
         progress.remove_task(windows)
@@ -410,8 +411,6 @@ def _predictions(
 
 def _record(prediction: Prediction) -> dict[str, Any]:
     """The entry of predictions.json."""
-    from dtf.data.decode import printable
-
     return {
         "video": printable(prediction.video),
         "error": printable(prediction.error) or None,
@@ -450,7 +449,7 @@ def _write_files(
             rows.writerow(["start", "end", "class", "score"])
             for window, caption in zip(windows, best, strict=True):
                 for name, score in caption:
-                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", _cell(name), f"{score:.6f}"])
+                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", cell(name), f"{score:.6f}"])
         about["windows"] = [
             {
                 "start": round(window.start, 3),
@@ -486,13 +485,6 @@ def _write_files(
         about["annotated"] = copy
 
 
-def _cell(text: str) -> str:
-    """A text for CSV. A name may come from a stranger, and spreadsheets run what begins like a formula."""
-    from dtf.data.decode import printable
-
-    return f"'{printable(text)}" if text.startswith(("=", "+", "-", "@")) else printable(text)
-
-
 def _open_csv(path: Path) -> Any:
     return open(path, "w", encoding="utf-8", newline="")
 
@@ -512,23 +504,21 @@ def _nearest(sorted_values: list[float], value: float) -> int:
 
 
 def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, Any]) -> None:
-    from rich.markup import escape
     from rich.table import Table
 
-    from dtf.data.decode import printable
     from dtf.draw import clock
 
-    console.print(f"[bold]{escape(record['video'])}[/bold]", soft_wrap=True)
+    console.print(f"[bold]{markup(record['video'])}[/bold]", soft_wrap=True)
     table = Table(show_header=False)
     for name, score in zip(prediction.classes, prediction.scores, strict=True):
-        table.add_row(escape(printable(name)), f"{score:6.1%}", "█" * round(20 * score))
+        table.add_row(markup(name), f"{score:6.1%}", "█" * round(20 * score))
     console.print(table)
     if prediction.windows:
         end = clock(prediction.windows[-1].end)
         console.print(f"mean of {len(prediction.windows)} windows from 0 to {end}")
     for key in ("picture", "timeline", "annotated"):
         if key in record:
-            console.print(f"{key}: {escape(str(folder / record[key]))}", soft_wrap=True)
+            console.print(f"{key}: {markup(folder / record[key])}", soft_wrap=True)
 
 
 @contextmanager

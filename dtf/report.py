@@ -32,6 +32,7 @@ from yaml import YAMLError  # type: ignore[import-untyped]
 
 from dtf.lit.command import one_line_errors
 from dtf.lit.files import replacing
+from dtf.text import cell
 
 PAGE = "report.html"
 VIDEOS_SHOWN = 6
@@ -400,9 +401,8 @@ def _confusions(run: Run) -> str:
 
     if not run.results:
         return ""
-    # As scores.csv writes what UTF-8 does not know.
-    names = [n.encode("utf-8", "backslashreplace").decode("utf-8") for n in run.results["per_class"]]
-    number = {name: i for i, name in enumerate(names)}
+    names = list(run.results["per_class"])
+    number = {cell(name): i for i, name in enumerate(names)}
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
     for video in run.videos:
         if video.label in number and video.prediction in number:

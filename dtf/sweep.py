@@ -21,11 +21,11 @@ from typing import Any, Literal
 
 from omegaconf import OmegaConf
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
-from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors, printable
+from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
 from dtf.lit.files import replacing
+from dtf.text import cell, markup
 
 OBJECTIVE = "val/top1_best"
 ROWS_SHOWN = 40
@@ -165,13 +165,13 @@ def write_csv(path: Path, runs: Sequence[Run], objective: str) -> None:
     with replacing(path, newline="") as file:
         writer = csv.writer(file)
         head = ["status", objective, "top1", "top5", "split", "seconds", "clips_per_s", "reason"]
-        writer.writerow(["run", *keys, *head])
+        writer.writerow(["run", *map(cell, keys), *head])
         for run in runs:
             r = run.results
             figures = [run.metric(objective), r.get("top1"), r.get("top5"), r.get("split"), r.get("seconds")]
             row = [*figures, run.metric("train/clips_per_s"), run.reason]
-            row = ["" if x is None else f"{x:.6g}" if isinstance(x, float) else x for x in row]
-            writer.writerow([run.folder.name, *run.settings.values(), run.status, *row])
+            texts = ["" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in row]
+            writer.writerow(map(cell, [run.folder.name, *run.settings.values(), run.status, *texts]))
 
 
 def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
@@ -184,13 +184,13 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         s: sum(run.status == s for run in runs) for s in ("finished", "skipped", "failed", "unfinished")
     }
     table = Table(
-        title=f"{_plain(folder.name)}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n),
+        title=f"{markup(folder.name)}: " + ", ".join(f"{n} {s}" for s, n in counts.items() if n),
         title_justify="left",
     )
     keys = list(runs[0].settings)
     for key in keys or ["run"]:
         longest = max(len(run.settings.get(key, run.folder.name)) for run in runs)
-        table.add_column(_plain(key), overflow="fold", min_width=min(16, longest))
+        table.add_column(markup(key), overflow="fold", min_width=min(16, longest))
     table.add_column("status", no_wrap=True)
     split = next((run.results["split"] for run in runs if "split" in run.results), "test")
     figures = {
@@ -206,7 +206,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         # In a narrow terminal, headings break where they have a space.
         table.add_column(column, justify="right", no_wrap=" " not in column)
     for i, run in enumerate(runs[:ROWS_SHOWN]):
-        settings = [_plain(value) for value in run.settings.values()] if keys else [_plain(run.folder.name)]
+        settings = [markup(value) for value in run.settings.values()] if keys else [markup(run.folder.name)]
         colour = {"failed": "red", "unfinished": "yellow"}.get(run.status)
         status = f"[{colour}]{run.status}[/{colour}]" if colour else run.status
         table.add_row(*settings, status, *(texts[i] for texts in figures.values()))
@@ -214,7 +214,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
     if len(runs) > ROWS_SHOWN:
         console.print(f"and {len(runs) - ROWS_SHOWN} more")
     for run in [run for run in runs if run.status == "failed"][:ROWS_SHOWN]:
-        console.print(f"[red]failed[/red]  {_plain(run.folder.name)}: {_plain(run.reason)}", soft_wrap=True)
+        console.print(f"[red]failed[/red]  {markup(run.folder.name)}: {markup(run.reason)}", soft_wrap=True)
     notes = [("table", folder / "summary.csv")]
     if runs[0].is_finished:
         notes.append(("picture", folder / "summary.png"))
@@ -224,7 +224,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
     for what, path in notes:
         shown = os.path.relpath(path)
         shown = str(path) if shown.startswith("..") else shown
-        console.print(f"{what:<{width}}  {_plain(shown)}", soft_wrap=True)
+        console.print(f"{what:<{width}}  {markup(shown)}", soft_wrap=True)
 
 
 def _title(objective: str) -> str:
@@ -249,11 +249,6 @@ def _time(seconds: float | None) -> str:
         return ""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
-
-
-def _plain(text: str) -> str:
-    """Names come from files: no markup, no control characters."""
-    return escape(printable(text))
 
 
 # ----------------------------------------------------------------------------------------------- picture

@@ -451,7 +451,7 @@ def test_what_differs_becomes_a_column(
     assert [list(row.values())[1:4] for row in found.values()] == [
         ["dtf_tiny", "0.2", "0"],
         ["c2d_tiny", "0.1", "0"],
-        ["dtf_tiny", "0.1", "[/red]\x1b[31m"],
+        ["dtf_tiny", "0.1", "[/red]\\x1b[31m"],
     ]
     assert list(found["a"])[1:4] == keys
     assert [row["status"] for row in found.values()] == ["finished", "finished", "unfinished"]

@@ -26,8 +26,8 @@ from typing import Any
 
 import numpy as np
 
-from dtf.data.decode import printable
 from dtf.data.lists import iter_rows, parse_label, raise_faults
+from dtf.text import printable
 
 StrPath = str | os.PathLike[str]
 

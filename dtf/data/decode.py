@@ -25,6 +25,7 @@ from av.stream import Disposition
 from pytorchvideo.data.video import Video, VideoPathHandler
 
 from dtf.data.reader import FrameReader
+from dtf.text import printable
 
 PACKET_CAP_BYTES = 64 << 20
 """More compressed bytes than this are not held in memory: the file is then read again by seeking."""
@@ -76,12 +77,6 @@ class VideoError(ValueError):
     def __init__(self, path: str, reason: str = "") -> None:
         self.reason = reason
         super().__init__(f"{printable(path)}: {reason}" if reason else printable(path))
-
-
-def printable(path: str) -> str:
-    """The path as text that any terminal and log can encode (odd bytes and line ends escaped)."""
-    text = path.encode("utf-8", "backslashreplace").decode("utf-8")
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 @functools.cache

@@ -41,8 +41,9 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from dtf.data.decode import VideoError, VideoReader, check_pyav, open_stream, printable
+from dtf.data.decode import VideoError, VideoReader, check_pyav, open_stream
 from dtf.data.reader import FrameReader
+from dtf.text import printable
 
 
 class LibraryReader(FrameReader):

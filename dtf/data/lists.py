@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dtf.data.decode import VideoError, printable
+from dtf.data.decode import VideoError
+from dtf.text import printable
 
 VIDEO_EXTENSIONS = frozenset(
     {".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts"}

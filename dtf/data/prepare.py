@@ -34,10 +34,11 @@ from rich.table import Table
 from rich.text import Text
 
 from dtf.data import annotations as ann
-from dtf.data.decode import check_pyav, printable
+from dtf.data.decode import check_pyav
 from dtf.data.jobs import PART, Encoding, Probe, Resize, probe, resize
 from dtf.data.lists import VIDEO_EXTENSIONS, is_video_name, raise_faults, read_list
 from dtf.data.pool import Lost, Stop, run_isolated
+from dtf.text import cell, markup, printable, printable_lines
 
 try:
     import fcntl
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
     except (ValueError, Stop, OSError, RuntimeError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return 1
     return 0
 
@@ -289,7 +290,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     if len(annotated.class_names) != data_set.num_classes:
         notes.append(f"{len(annotated.class_names)} classes, {data_set.title} has {data_set.num_classes}")
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
+        console.print(f"note: {markup(note)}", highlight=False)
 
     videos = Videos(data_set, annotated)
     videos.scan(root, skip=out)
@@ -307,7 +308,7 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
         videos.check_folders()
         report = _write_results(videos, journal, out, notes, skipped, args, files)
     console.print(_table(report))
-    console.print(f"lists and report: {out / LISTS}", markup=False, highlight=False)
+    console.print(f"lists and report: {markup(out / LISTS)}", highlight=False)
     if not any(row["usable"] for row in report["splits"].values()):
         raise ValueError(
             f"none of the {videos.num_found} videos can be used; {out / LISTS}/excluded.csv says why"
@@ -912,7 +913,7 @@ def _excluded_rows(
             reasons[split][reason] += 1
         else:
             reasons[split]["other"] += 1
-        yield _csv_row(split, videos.ids[i].decode(), printable(path), reason)
+        yield _csv_row(split, videos.ids[i].decode(), path, reason)
 
 
 def _summary(
@@ -950,7 +951,9 @@ def _summary(
 def _table(report: Mapping[str, Any]) -> Table:
     table = Table("split", "official", "annotated", "found", "usable", "excluded", "main reasons")
     for split, row in report["splits"].items():
-        reasons = "\n".join(f"{count} {reason}" for reason, count in list(row["reasons"].items())[:5])
+        reasons = "\n".join(
+            f"{count} {printable(reason)}" for reason, count in list(row["reasons"].items())[:5]
+        )
         counts = (str(row[name]) for name in ("official", "annotated", "found", "usable", "excluded"))
         table.add_row(split, *counts, Text(reasons))
     return table
@@ -958,7 +961,7 @@ def _table(report: Mapping[str, Any]) -> Table:
 
 def _csv_row(*fields: str) -> str:
     line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow(fields)
+    csv.writer(line, lineterminator="\n").writerow(map(cell, fields))
     return line.getvalue()
 
 

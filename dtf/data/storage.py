@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dtf.data.decode import MAX_FILLED_FRACTION, VideoError, printable
+from dtf.data.decode import MAX_FILLED_FRACTION, VideoError
 from dtf.data.decoders import reader_class
 from dtf.data.reader import FrameReader
+from dtf.text import printable
 
 _FRAME_NAME = re.compile(r"(.*?)([0-9]{1,9})\.jpe?g", re.IGNORECASE | re.DOTALL)
 # Folders with optical flow beside the frames hold several series; these are the names of frames.

@@ -23,7 +23,6 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
 from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -36,6 +35,7 @@ from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
+from dtf.text import markup
 
 log = logging.getLogger(__name__)
 
@@ -279,13 +279,13 @@ def print_start(
 ) -> None:
     """Say what is about to be trained, with the table of parameter groups."""
     console = Console(highlight=False)
-    table = Table(title=f"{network.name} on {data.name}", title_justify="left")
+    table = Table(title=f"{markup(network.name)} on {markup(data.name)}", title_justify="left")
     table.add_column("parameters", no_wrap=True)
     for column in ("tensors", "numbers", "lr", "weight decay"):
         table.add_column(column, justify="right")
     for group in parameter_groups(network, OptimConfig.from_mapping(optim)):
         table.add_row(
-            GROUP_TITLES.get(group["name"], escape(group["name"])),
+            GROUP_TITLES.get(group["name"], markup(group["name"])),
             str(len(group["params"])),
             f"{sum(p.numel() for p in group['params']):,}",
             f"{group['lr']:.4g}",
@@ -298,4 +298,4 @@ def print_start(
         f"batch {data.batch_size} on each of {device}, precision {trainer.precision}",
         soft_wrap=True,
     )
-    console.print(f"output: {os.path.relpath(folder)}", soft_wrap=True)
+    console.print(f"output: {markup(os.path.relpath(folder))}", soft_wrap=True)

@@ -49,6 +49,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dtf.text import escape_logs, printable
+
 # Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
 # each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -109,6 +111,8 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
 
         @functools.wraps(function)
         def task(cfg: DictConfig) -> Any:
+            # Hydra has made the handlers by now.
+            escape_logs()
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return _run_of_sweep(script, cfg, full_error)
             with (
@@ -236,11 +240,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean X?` for the nearest known name, or an empty text."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return f"; did you mean {matches[0]}?" if matches else ""
-
-
-def printable(text: str) -> str:
-    """A text as a terminal may show it: names come from files and may hold anything."""
-    return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def _is_raised_here(error: BaseException) -> bool:

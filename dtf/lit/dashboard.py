@@ -18,9 +18,10 @@ from torch.nn.utils import get_total_norm
 from dtf.data.transforms import normalize
 from dtf.lit import pictures
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import printable, run_folder
+from dtf.lit.command import run_folder
 from dtf.lit.report import confused_pairs, write_json
 from dtf.models import DTFBlock, filter_responses
+from dtf.text import printable
 
 FILTERS = "filters.json"
 FRAMES_PER_SECOND = 8

@@ -24,6 +24,7 @@ from dtf.lit.classifier import VideoClassifier
 from dtf.lit.command import RunError
 from dtf.lit.files import replacing
 from dtf.lit.optim import build_optimizer
+from dtf.text import markup
 
 LOWEST, HIGHEST = 1e-6, 10.0
 """Learning rates of the first and the last step."""
@@ -187,4 +188,4 @@ def _print(folder: Path, rates: list[float], smooth: list[float], best: int | No
         )
     if len(rates) < num_steps:
         console.print(f"it diverged at {rates[-1]:.2g}, after {len(rates)} of {num_steps} steps")
-    console.print(f"picture and numbers: {shown(folder / 'lr_find.png')}, lr_find.csv")
+    console.print(f"picture and numbers: {markup(shown(folder / 'lr_find.png'))}, lr_find.csv")

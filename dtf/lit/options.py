@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtf.lit.command import nearest, one_line_errors
+from dtf.text import escape_logs, file_name
 
 if TYPE_CHECKING:
     import torch
@@ -105,6 +106,7 @@ def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Seque
     if not arguments or any(a in ("-h", "--help") for a in arguments):
         print(text)
         return 0 if arguments else 2
+    escape_logs()
     with one_line_errors():
         return run(arguments)
     return 1
@@ -118,10 +120,7 @@ class FileNames:
 
     def stem(self, video: str) -> str:
         """Such a name, without its ending."""
-        from dtf.data.decode import printable
-
-        plain = re.sub(r"[^\w.-]+", "_", printable(Path(video).name))
-        plain = plain.encode()[:_STEM_BYTES].decode(errors="ignore").strip(".") or "video"
+        plain = file_name(Path(video).name, _STEM_BYTES) or "video"
         stem, count = plain, 1
         while stem.casefold() in self._taken:
             count += 1

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtf.lit.command import printable
+from dtf.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.lit.command import RESULTS, printable
+from dtf.lit.command import RESULTS
 from dtf.lit.files import replacing
 from dtf.lit.scores import Evaluation
+from dtf.text import cell, markup
 
 CLASSES_IN_TABLE = 20
 
@@ -109,18 +110,19 @@ def write_scores(
     with replacing(path, newline="") as file:
         writer = csv.writer(file)
         head = ["video", "class", "prediction", "right", "views", "error"]
-        writer.writerow(head + [f"score:{name}" for name in class_names])
+        names = [cell(name) for name in class_names]
+        writer.writerow(head + [f"score:{name}" for name in names])
         for row, index in enumerate(evaluation.video_index.tolist()):
             label, prediction = int(evaluation.label[row]), int(evaluation.prediction[row])
             sound = prediction >= 0
             writer.writerow(
                 [
-                    paths[row],
-                    class_names[label],
-                    class_names[prediction] if sound else "",
+                    cell(paths[row]),
+                    names[label],
+                    names[prediction] if sound else "",
                     int(prediction == label),
                     int(evaluation.num_views[row]),
-                    evaluation.errors.get(index, ""),
+                    cell(evaluation.errors.get(index, "")),
                     *(f"{s:.9g}" if sound else "" for s in evaluation.scores[row]),
                 ]
             )
@@ -149,7 +151,7 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
     """
     console = Console(highlight=False)
     # Not the table's own title, which would be folded to the width of the figures.
-    console.print(f"[italic]{_escape(title)}[/italic]", soft_wrap=True)
+    console.print(f"[italic]{markup(title)}[/italic]", soft_wrap=True)
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -158,34 +160,27 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
     views = ", ".join(str(v) for v in found["views_per_video"])
     table.add_row("videos", f"{found['videos']}, {views} view(s) each")
     for entry in found["broken_videos"][:10]:
-        table.add_row("broken, counted as wrong", _escape(entry["error"]))
+        table.add_row("broken, counted as wrong", markup(entry["error"]))
     if len(found["broken_videos"]) > 10:
         table.add_row("", f"and {len(found['broken_videos']) - 10} more, see results.json")
     if len(found["per_class"]) <= CLASSES_IN_TABLE:
         table.add_section()
         for name, entry in found["per_class"].items():
             share = "no videos" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
-            table.add_row(_escape(name), f"{share}  ({entry['right']} of {entry['videos']})")
+            table.add_row(markup(name), f"{share}  ({entry['right']} of {entry['videos']})")
     if found["confused_pairs"]:
         table.add_section()
         for entry in found["confused_pairs"][:5]:
-            pair = f"{_escape(entry['class'])} → {_escape(entry['taken_for'])}"
+            pair = f"{markup(entry['class'])} → {markup(entry['taken_for'])}"
             table.add_row("confused", f"{pair}  ({entry['videos']})")
     console.print(table)
     # Not in the table: a folded command cannot be copied.
     width = max(len(what) for what, _ in notes)
     for what, value in notes:
-        console.print(f"{what:<{width}}  {_escape(value)}", soft_wrap=True)
+        console.print(f"{what:<{width}}  {markup(value)}", soft_wrap=True)
 
 
 def shown(path: Path) -> str:
     """A path as one would type it here."""
     relative = os.path.relpath(path)
     return str(path) if relative.startswith("..") else relative
-
-
-def _escape(text: str) -> str:
-    """Names come from files: no markup, no control characters."""
-    from rich.markup import escape
-
-    return escape(printable(text))

@@ -41,7 +41,7 @@ def test_the_way_out_of_wandb_is_a_setting() -> None:
 def test_errors_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit), one_line_errors():
         raise RunError("class \x1b[31mred\n is wrong")
-    assert capsys.readouterr().err == "error: class ?[31mred is wrong\n"
+    assert capsys.readouterr().err == "error: class \\x1b[31mred is wrong\n"
 
 
 def command_error() -> None:

@@ -1,0 +1,69 @@
+"""Foreign text, escaped for the place where it is shown: one function a place.
+
+Names of classes, files and settings come from checkpoints, lists and folders, and may hold anything: signs
+that steer a terminal, line ends that forge a line of a log, formulas that a spreadsheet runs, markup. (The
+page escapes by its template, see `dtf.report`; pictures have `dtf.figures.drawable`.)
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+
+_FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width forms
+_HARMLESS = re.compile(r"[-+](\d*\.?\d+(e[-+]?\d+)?|[\w-]+)", re.ASCII | re.IGNORECASE)
+"""Numbers, and words without a call or a dot: the ids of YouTube may begin with "-"."""
+
+
+def printable(text: str) -> str:
+    """One line that every terminal, log and encoding takes: control signs and odd bytes become escapes."""
+    text = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """`printable`, but line ends stay."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+def markup(text: object) -> str:
+    """Text for a console of rich: one line in which nothing is markup."""
+    from rich.markup import escape
+
+    return escape(printable(str(text)))
+
+
+def cell(text: str) -> str:
+    """Text for CSV: one line that no spreadsheet takes for a formula (it gets a ' before it)."""
+    plain = printable(text)
+    if plain.lstrip().startswith(_FORMULA) and not _HARMLESS.fullmatch(plain):
+        return f"'{plain}"
+    return plain
+
+
+def file_name(text: str, max_bytes: int) -> str:
+    """A name of letters, digits, "_", "." and "-" for a new file, not hidden; "" where nothing is left."""
+    plain = re.sub(r"[^\w.-]+", "_", printable(text))
+    return plain.encode()[:max_bytes].decode(errors="ignore").strip(".")
+
+
+class _Escape(logging.Filter):
+    """Makes log records printable: what is put into a message is data and stays on its line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            kinds = (str, os.PathLike, BaseException)
+            record.args = tuple(printable(str(a)) if isinstance(a, kinds) else a for a in record.args)
+        record.msg, record.args = printable_lines(record.getMessage()), None
+        return True
+
+
+_ESCAPE = _Escape()
+
+
+def escape_logs() -> None:
+    """From now on, what the present handlers of the log write is printable."""
+    for handler in (*logging.getLogger().handlers, logging.lastResort):
+        if handler is not None:
+            handler.addFilter(_ESCAPE)
