@@ -138,7 +138,8 @@ def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> N
     assert signal.getsignal(signal.SIGTERM) == before
 
     # What the training logged is in the results all the same.
-    done = command("train.py", f"resume={tmp_path}/run", "~callbacks.signal")
+    trusted = documented("distributed.md", "trust=true")
+    done = command(*(a.replace("outputs/DAY/TIME", f"{tmp_path}/run") for a in trusted), "~callbacks.signal")
     assert done.code == 0, done.err
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert {"train/loss", "train/loss_epoch", "val/top1", "val/top1_best", "test/top1"} <= metrics.keys()

@@ -55,6 +55,8 @@ from dtf.text import escape_logs, printable
 # each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
+"""The settings that are shipped."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 RUN_FOLDER = "DTF_RUN_FOLDER"
 """Environment variable by which the first process tells the ones that it starts where the run lies."""

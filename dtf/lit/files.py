@@ -1,15 +1,29 @@
-"""Writing files that a run cannot do without: whole or not at all, and faults that name the file."""
+"""Writing files that a run cannot do without: whole or not at all, and faults that name the file.
+
+And reading what a folder from anywhere says: plain data of a bounded size, or one line.
+"""
 
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
+import yaml  # type: ignore[import-untyped]
+
 from dtf.lit.command import RunError
+
+MOST_BYTES = 1 << 26
+"""Of a JSON file that is read."""
+MOST_BYTES_YAML = 1 << 20
+"""Of a file of settings that is read."""
+MOST_LEVELS_YAML = 40
+"""Of lists and mappings within each other in such a file."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -66,3 +80,74 @@ def explaining(path: str | os.PathLike[str]) -> Iterator[None]:
         )
         kept = f"; the last whole {Path(path).name} is kept" if Path(path).is_file() else ""
         raise RunError(f"cannot write {path}: {cause.strerror or cause}{kept}; {advice}") from error
+
+
+def leads_out(path: str) -> bool:
+    """Whether a path, taken below some folder, may lead out of it by its text: absolute, ~ or .. in it."""
+    return PurePath(path).is_absolute() or path.startswith("~") or ".." in PurePath(path).parts
+
+
+def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The JSON object in a file that may come from anywhere.
+
+    Raises:
+        ValueError: the file is too large, no JSON or no object of it; one line that names the file. Infinity,
+            NaN and numbers beyond float64 are no JSON either.
+    """
+    text = _read_text(Path(path), MOST_BYTES)
+    try:
+        found = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {_reason(error)}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} is damaged: it holds no table of names")
+    return found
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """The plain data in a file of settings that may come from anywhere; references stay as they are written.
+
+    Raises:
+        ValueError: the file is too large, no YAML, or refers to parts of itself, which can grow without end.
+    """
+    text = _read_text(Path(path), MOST_BYTES_YAML)
+    try:
+        depth = 0
+        # First its events alone: the time that nesting takes grows with its square.
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_LEVELS_YAML:
+                raise ValueError("it is nested too deeply")
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("it refers to parts of itself")
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {_reason(error)}") from None
+
+
+def _read_text(path: Path, most_bytes: int) -> str:
+    with open(path, "rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"{path} is damaged: it has more than {most_bytes >> 20} MiB")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is damaged: it is no UTF-8 text") from None
+
+
+def _reason(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error).splitlines()[0]
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {text[:20]}")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 20:
+        raise ValueError(f"it holds an integer of {len(text)} digits")
+    return int(text)

@@ -8,16 +8,25 @@ was started with and `output=DIR`, so that nothing has to be typed again.
 from __future__ import annotations
 
 import json
+import os
+import re
+import shlex
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from omegaconf import OmegaConf
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
 
-from dtf.lit.command import RESULTS, RunError, quoted
+from dtf.lit.command import CONF, RESULTS, RunError, is_first_process, printable, quoted
+from dtf.lit.files import leads_out, read_yaml
 
 if TYPE_CHECKING:
     from dtf.lit.checkpoint import Checkpoint
+
+_SHOWN = 200  # characters of an entry in a message
 
 # Where a run happens and what it shows, not what it computes.
 _FREE = (
@@ -38,24 +47,128 @@ _CHANGEABLE = ("trainer", "data.batch_size", "data.test_views", "data.max_bad_fr
 def expand(arguments: list[str]) -> list[str]:
     """Replace `resume=DIR` by the overrides of that run.
 
+    DIR may come from anywhere: only values of known settings are taken from it, see `_fault`. `trust=true`
+    takes the other overrides too, and says which. An entry that is typed again is the user's own.
+
     Raises:
-        ValueError: DIR holds no run, or a sweep is asked for.
+        ValueError: DIR holds no run, asks for more than it may, or a sweep is asked for.
     """
     given = [a for a in arguments if a.startswith("resume=")]
     if not given:
         return arguments
     if {"-m", "--multirun"} & set(arguments):
         raise ValueError("resume=DIR is for one run; a sweep goes on when its own command is given again")
+    trusted = _is_trusted(arguments)
     folder = Path(given[-1].removeprefix("resume=").strip("'\""))
     saved = folder / ".hydra" / "overrides.yaml"
     if not saved.is_file():
         raise ValueError(
             f"resume={folder}: that folder holds no run (no {saved}); give the output folder of one"
         )
-    overrides = [str(o) for o in OmegaConf.load(saved) if not str(o).startswith("output=")]
-    others = [a for a in arguments if not a.startswith(("resume=", "output="))]
+    entries = read_yaml(saved)
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{saved} is damaged: it is no list of settings")
+    typed = [a for a in arguments if not a.startswith(("resume=", "output=", "trust="))]
+    again = {_key(a) for a in typed}
+    kept, doubts = [], _strange_files(folder)
+    for entry in entries:
+        override = _parse(entry)
+        if override is None:
+            raise ValueError(f"{saved} is damaged: {entry[:_SHOWN]} is no setting KEY=VALUE")
+        if override.key_or_group in ("output", "resume"):
+            continue
+        fault = _fault(override)
+        if fault is None or trusted:
+            kept.append(entry)
+        if fault is not None and _key(entry) not in again:
+            doubts.append(f"{entry[:_SHOWN]} {fault}")
+    if doubts and not trusted:
+        more = f"; and {len(doubts) - 10} more" if len(doubts) > 10 else ""
+        raise ValueError(
+            f"resume={folder} takes values of known settings only, and this run has: "
+            f"{'; '.join(doubts[:10])}{more}. Type what you want of it yourself or, if you trust the folder, "
+            f"repeat it in full: python train.py {shlex.join([f'resume={folder}', 'trust=true', *typed])}"
+        )
+    if doubts and is_first_process():
+        print(printable(f"warning: taken on trust from {folder}: {'; '.join(doubts)}"), file=sys.stderr)
     # All overrides in one piece, as argparse wants them; what is typed now comes last and wins.
-    return [*overrides, f"output={quoted(folder)}", *others]
+    return [*kept, f"output={quoted(folder)}", *typed]
+
+
+def _is_trusted(arguments: Sequence[str]) -> bool:
+    values = [a.removeprefix("trust=").lower() for a in arguments if a.startswith("trust=")]
+    if any(value not in ("true", "false") for value in values):
+        raise ValueError(f"trust must be true or false, got {values[-1]!r}")
+    return bool(values) and values[-1] == "true"
+
+
+def _key(override: str) -> str:
+    return override.split("=", 1)[0].lstrip("+~")
+
+
+def _strange_files(folder: Path) -> list[str]:
+    """Why opening a file in this folder may change one elsewhere, or never end."""
+    inside, faults = folder.resolve(), []
+    for place, folders, files in os.walk(folder):
+        for path in (Path(place, name) for name in [*folders, *files]):
+            if path.is_symlink() and not path.resolve().is_relative_to(inside):
+                faults.append(f"{path} is a link that leads out of the folder")
+            elif path.exists() and not (path.is_file() or path.is_dir()):
+                faults.append(f"{path} is neither a file nor a folder")
+    return faults
+
+
+def _parse(entry: str) -> Override | None:
+    """Hydra's reading of an override; None for a text that its command line would take for something else."""
+    if entry.startswith(("-", "=")):
+        return None
+    try:
+        return OverridesParser.create().parse_override(entry)
+    except HydraException:
+        return None
+
+
+def _fault(override: Override) -> str | None:
+    """What makes an override more than the value of a known setting; None for one that is just that.
+
+    Hydra itself refuses keys that the composed settings do not have.
+    """
+    key = override.key_or_group
+    if override.type is not OverrideType.CHANGE or override.package is not None:
+        return "adds to the settings, or takes away from them"
+    if override.is_sweep_override():
+        return "is a choice of several values"
+    if not re.fullmatch(r"[A-Za-z]\w*(\.[A-Za-z]\w*)*", key) or key.split(".")[0] == "hydra":
+        return "is not a setting of train.py"
+    value = override.value()
+    if (CONF / key).is_dir():
+        options = {path.stem for path in (CONF / key).glob("*.yaml")}
+        return (
+            None
+            if value is None or (isinstance(value, str) and value in options)
+            else "is not one of the options in conf/"
+        )
+    if key == "data.root":
+        # A run cannot do without it, so it alone may lie anywhere.
+        if isinstance(value, str) and "${" not in value and os.path.isdir(os.path.expanduser(value)):
+            return None
+        return "is no folder here: add data.root=DIR"
+    return _value_fault(value)
+
+
+def _value_fault(value: Any) -> str | None:
+    if isinstance(value, Mapping):
+        # A name with an underscore in front says what to build, and how.
+        if not all(isinstance(n, str) and not n.startswith("_") and "${" not in n for n in value):
+            return "is not a plain value"
+        return next(filter(None, map(_value_fault, value.values())), None)
+    if isinstance(value, list):
+        return next(filter(None, map(_value_fault, value)), None)
+    if not isinstance(value, str | int | float | None) or (isinstance(value, str) and "${" in value):
+        return "is not a plain value"
+    if isinstance(value, str) and leads_out(value):
+        return "leads out of the folder"
+    return None
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

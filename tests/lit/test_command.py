@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from dtf.lit import command, resume
+from dtf.lit import command
 from dtf.lit.command import RunError, explain, nearest, one_line_errors
 
 
@@ -140,25 +140,6 @@ def test_no_two_runs_of_a_sweep_share_a_folder() -> None:
     assert found[:3] == ["x-1", "x--1", "x-1e-1"]
     assert found[3].startswith("x-a-b-")
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in found)
-
-
-def test_resume_takes_the_runs_own_overrides(tmp_path) -> None:
-    (tmp_path / "a b'c" / ".hydra").mkdir(parents=True)
-    saved = tmp_path / "a b'c" / ".hydra" / "overrides.yaml"
-    saved.write_text("- model=c2d_tiny\n- output=elsewhere\n")
-    found = resume.expand([f"resume={tmp_path}/a b'c", "trainer.max_epochs=9"])
-    assert [found[0], found[2]] == ["model=c2d_tiny", "trainer.max_epochs=9"]
-    (output,) = OverridesParser.create().parse_overrides([found[1]])
-    assert str(output.value()) == f"{tmp_path}/a b'c"
-    assert resume.expand(["seed=1"]) == ["seed=1"]
-    with pytest.raises(ValueError, match="its own command"):
-        resume.expand([f"resume={tmp_path}", "-m", "seed=1,2"])
-
-
-def test_changes_leave_out_where_a_run_happens() -> None:
-    old = {"output": "a", "seed": 0, "data": {"root": "/a", "clip_length": 8}, "logger": {"csv": {}}}
-    new = {"output": "b", "seed": 1, "data": {"root": "/b", "clip_length": 8, "flip": 1}, "logger": {}}
-    assert resume.changes(old, new) == ["data.flip: absent -> 1", "seed: 0 -> 1"]
 
 
 def test_overrides_stay_in_one_piece() -> None:
