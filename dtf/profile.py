@@ -3,9 +3,11 @@
     python -m dtf.profile MODEL [clip_length=16] [image_size=224] [batch_size=1] [device=auto] [KEY=VALUE...]
     python -m dtf.profile all          the table of all networks, in Markdown
 
-KEY is any argument of the network (num_classes=400, temporal_stride=4, kernel_size=3, layers=[2,2,2,2], ...).
-Counts are those of one clip in evaluation and are taken without computing anything; device=none leaves it at
-them. Speed and memory are measured on the device, for inference and for a training step (forward, backward).
+dtf_tiny, c2d_tiny and ptv_x3d_tiny are measured at what they are made for: clip_length=8 image_size=64
+num_classes=10. KEY is any argument of the network (num_classes=400, temporal_stride=4, kernel_size=3,
+layers=[2,2,2,2], ...). Counts are those of one clip in evaluation and are taken without computing anything;
+device=none leaves it at them. Speed and memory are measured on the device, for inference and for a training
+step (forward, backward).
 
 GFLOPs are given as the tables of the field have it: one multiply-add counts as one. Counted are convolutions,
 matrix products and the operators of this package, so all products of a temporal filter: correlation,
@@ -32,9 +34,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 OPTIONS = {"clip_length": 16, "image_size": 224, "batch_size": 1, "num_classes": 400}
-POCKET_SIZE = ("c2d_tiny", "dtf_tiny", "ptv_x3d_tiny")
-SMALL = {"clip_length": 8, "image_size": 64, "num_classes": 10}
-"""What the pocket-size networks are made for: the motion data set."""
+SMALL = OPTIONS | {"clip_length": 8, "image_size": 64, "num_classes": 10}
+"""What the networks in pocket size are made for: the motion data set."""
 MEASURE_SECONDS = 3.0
 """What the command spends on each of its two measurements."""
 
@@ -189,8 +190,8 @@ def build(name: str, device: str = "meta", **arguments: Any) -> tuple[nn.Module,
     Args:
         name: one of `list_models()`.
         device: where to make both; "meta" for counting alone.
-        arguments: clip_length, image_size, batch_size, num_classes (see OPTIONS for what is assumed) and the
-            network's own.
+        arguments: clip_length, image_size, batch_size, num_classes (what is not given: OPTIONS, or SMALL for
+            networks in pocket size) and the network's own.
 
     Raises:
         ValueError: an unknown network or argument, or values that do not fit.
@@ -201,7 +202,7 @@ def build(name: str, device: str = "meta", **arguments: Any) -> tuple[nn.Module,
     from dtf.models.registry import architecture
 
     entry = architecture(name)
-    arguments = {**OPTIONS, **arguments}
+    arguments = {**(SMALL if entry.pocket else OPTIONS), **arguments}
     batch_size, size = arguments.pop("batch_size"), arguments["image_size"]
     sides = size if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or not all(isinstance(n, int) and n >= 1 for n in (*sides, batch_size)):
@@ -226,10 +227,10 @@ def models_table() -> str:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name in list_models():
-        arguments: dict[str, Any] = {**OPTIONS, **(SMALL if name in POCKET_SIZE else {})}
-        cost = measure_cost(*build(name, **arguments))
+        network, clip = build(name)
+        cost = measure_cost(network, clip)
         lines.append(
-            f"| `{name}` | {arguments['clip_length']} | {arguments['image_size']} "
+            f"| `{name}` | {clip.shape[2]} | {clip.shape[-1]} "
             f"| {cost.parameters / 1e6:.2f} | {cost.macs / 1e9:.2f} | {cost.activations / 1e6:.1f} |"
         )
     return "\n".join(lines)

@@ -156,6 +156,12 @@ def test_documented_commands(capsys, monkeypatch):
     assert len(re.findall(r"(inference|forward and backward): [\d.]+ clips/s", out)) == 2
 
 
+def test_networks_in_pocket_size_are_measured_at_their_own_size():
+    assert build("dtf_tiny")[1].shape == (1, 3, 8, 64, 64)
+    assert build("dtf_tiny", clip_length=4)[1].shape == (1, 3, 4, 64, 64)
+    assert build("dtf_swin_tiny")[1].shape == (1, 3, 16, 224, 224)
+
+
 def test_speed_is_measured_in_the_mode_asked_for():
     modes = []
 

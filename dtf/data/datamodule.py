@@ -7,6 +7,7 @@ import difflib
 import json
 import logging
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -218,7 +219,7 @@ class VideoDataModule(LightningDataModule):
         if not todo:
             return
         self._check_root()
-        faults = [fault for stage in todo if (fault := self._missing_split(stage))]
+        faults = list(dict.fromkeys(fault for stage in todo if (fault := self._missing_split(stage))))
         raise_faults(self._where, faults)
         indexes = {stage: self.read_split(stage, faults) for stage in todo}
         raise_faults(self._where, faults)
@@ -306,9 +307,18 @@ class VideoDataModule(LightningDataModule):
             return f"data.splits.{stage}={split} is not inside the data folder"
         if split and self._split_path(stage).exists():
             return ""
+        expected = f"{split}/CLASS/*.mp4"
+        if split.endswith(".txt"):
+            from dtf.data.prepare import DATA_SETS
+
+            if self.name in DATA_SETS:
+                # The same for every split, and then said once.
+                command = f"python -m dtf.data.prepare {self.name} {shlex.quote(self.root)}"
+                return f"its lists are missing: {command} writes them, see docs/data.md"
+            expected = "a list of `path label` lines"
         found = ", ".join(sorted(os.listdir(self.root))[:10]) or "nothing"
         return (
-            f"no {split!r} for {stage}: expected {split}/CLASS/*.mp4, found {found}; "
+            f"no {split!r} for {stage}: expected {expected}, found {found}; "
             f"data.splits.{stage}=NAME takes another folder or list"
         )
 
@@ -317,10 +327,13 @@ class VideoDataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Read the splits of "fit" (train and val), "validate", "test" or "predict" (test), all for None.
 
+        Training does without validation videos where data.splits.val is null.
+
         Raises:
             ValueError: names every fault of their lists and folders.
         """
-        self.load_splits(_STAGES_OF[stage])
+        without = ("val",) if stage == "fit" and self.splits["val"] is None else ()
+        self.load_splits([name for name in _STAGES_OF[stage] if name not in without])
 
     def train_dataloader(self) -> ResumableLoader:
         """Random clips, batch_size of them; a short last batch is left out (unless it is the only one)."""
@@ -336,8 +349,10 @@ class VideoDataModule(LightningDataModule):
         sampler = EpochSampler(len(index), shuffle=True, seed=self.seed, repeats=self.repeats)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
-    def val_dataloader(self) -> ResumableLoader:
-        """One central view of every validation video."""
+    def val_dataloader(self) -> ResumableLoader | list[Any]:
+        """One central view of every validation video; nothing where data.splits.val is null."""
+        if self.splits["val"] is None:
+            return []
         return self._eval_loader("val", self.val_transform, 1)
 
     def test_dataloader(self) -> ResumableLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ VIDEO_EXTENSIONS = frozenset(
 )
 
 _FAULTS_SHOWN = 20
+_SEVERAL_LABELS = re.compile(r"(\S.*?)\s+(?:\d+\s+)?\d+(?:,\d+)+", flags=re.ASCII)
 _HEADER_WORDS = frozenset({"path", "video", "file", "filename"})
 
 
@@ -201,6 +203,10 @@ def iter_rows(text: str, source: str, faults: list[str]) -> Iterator[tuple[int, 
         if layout is None and fields[0].lower() in _HEADER_WORDS and fields[-1].lower() == "label":
             continue
         shown = _clip(line.strip())
+        several = _SEVERAL_LABELS.fullmatch(line.strip())
+        if several and is_video_name(os.path.basename(several[1])):
+            faults.append(f"{where}: several labels, a video has one class: {shown!r}")
+            continue
         if len(fields) not in (2, 3) or not all(fields):
             faults.append(f"{where}: expected `path label` or `path num_frames label`, got {shown!r}")
             continue

@@ -15,6 +15,7 @@ import errno
 import fcntl
 import functools
 import inspect
+import io
 import json
 import logging
 import os
@@ -35,6 +36,7 @@ from typing import IO, Any
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra.conf import HydraConf
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -140,6 +142,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                         arguments = _share_folder(sys.argv[1:])
                         arguments = prepare(arguments) if prepare else arguments
                         sys.argv[1:] = _say_what_is_swept(arguments)
+                    _name_networks(conf, sys.argv[1:])
                     with _summary():
                         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
                 finally:
@@ -183,10 +186,14 @@ def is_first_process() -> bool:
 def one_line_errors(conf: Path | None = None) -> Iterator[None]:
     """Print errors that a user can act on as `error: ...` and exit with code 1.
 
+    What is printed meanwhile never fails for the terminal's encoding: it shows a "?" for what it lacks.
+
     Args:
         conf: the folder of the configuration, to look up the nearest names in.
     """
     show_trace = os.environ.get(FULL_ERROR) is not None
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "replace":
+        sys.stdout.reconfigure(errors="replace")
     try:
         yield
     except Exception as error:
@@ -195,12 +202,21 @@ def one_line_errors(conf: Path | None = None) -> Iterator[None]:
             raise
         rank = os.environ.get("LOCAL_RANK", "0")
         prefix = "error: " if rank == "0" else f"error (process {rank}): "
-        print(prefix + printable(" ".join(text.split())), file=sys.stderr)
+        print(prefix + _laid_out(text), file=sys.stderr)
         sys.exit(error.code if isinstance(error, RunError) else 1)
 
 
+def _laid_out(text: str) -> str:
+    """One line, and one more for each entry of a list of faults, which are indented by two blanks."""
+    lines = re.split(r"\n(?=  \S)", text)
+    return "\n  ".join(printable(" ".join(line.split())) for line in lines)
+
+
 def explain(error: BaseException, conf: Path | None = None) -> str | None:
-    """One line for an error that a user can act on, None for one that is ours."""
+    """One line for an error that a user can act on, None for one that is ours.
+
+    A list of faults has a line for each of them, indented by two blanks.
+    """
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         inner = explain(error.__cause__, conf) or f"{type(error.__cause__).__name__}: {error.__cause__}"
         place = re.search(r"full_key: (\S+)", str(error))
@@ -213,7 +229,13 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
     if isinstance(error, HydraException):
         return _explain_override(error, conf)
     if isinstance(error, OmegaConfBaseException):
-        return str(error)
+        slurm = re.search(r"Environment variable '(SLURM_\w+)' not found", str(error))
+        if slurm is None:
+            return str(error)
+        return (
+            f"trainer=slurm works within a Slurm job, and {slurm[1]} is not set: start it with sbatch and "
+            "srun and --ntasks-per-node (docs/distributed.md), or take trainer=ddp"
+        )
     if isinstance(error, RunError):
         return str(error)
     if isinstance(error, OSError):
@@ -222,6 +244,11 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError) and _is_raised_here(error):
         return str(error)
+    if isinstance(error, RuntimeError) and str(error).startswith('Could not detect "srun"'):
+        return (
+            "hydra/launcher=submitit_slurm needs Slurm, and there is no srun here: start the sweep on a "
+            "machine of the cluster, or take hydra/launcher=submitit_local (docs/sweeps.md)"
+        )
     # By name: these packages are imported late or not at all.
     kinds = {f"{kind.__module__}.{kind.__name__}" for kind in type(error).__mro__}
     if "torch.OutOfMemoryError" in kinds:
@@ -276,16 +303,33 @@ def _explain_override(error: HydraException, conf: Path | None) -> str:
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     if cause and "is not in struct" not in cause:
         return f"{name}: {cause}"
-    return (
-        f"there is no setting {name}{nearest(name, _known_settings(conf, name))} (python {_program()} --help)"
-    )
+    return f"there is no setting {name}{_nearest_setting(conf, name)} (python {_program()} --help)"
 
 
 def _program() -> str:
     return os.path.basename(sys.argv[0])
 
 
-def _known_settings(conf: Path, wrong: str) -> list[str]:
+def _nearest_setting(conf: Path, wrong: str) -> str:
+    """`; did you mean optim.lr?` for `lr`, `optim.lrr` and `optm.lr`, or an empty text."""
+    known = _known_settings(conf)
+    # The last part decides more than a long common beginning does.
+    parent, _, last = wrong.rpartition(".")
+    siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    by_last: dict[str, list[str]] = {}
+    for key in sorted(known, key=lambda k: k.count(".")):
+        by_last.setdefault(key.rpartition(".")[2], []).append(key)
+    if last not in by_last:
+        if near := difflib.get_close_matches(wrong, siblings, n=1, cutoff=0.7):
+            return f"; did you mean {near[0]}?"
+        last = next(iter(difflib.get_close_matches(last, by_last, n=1, cutoff=0.7)), last)
+    found = by_last.get(last, [])
+    # Values before the groups of the same name: optim.lr, not callbacks.lr.
+    found = [k for k in found if not any(other.startswith(k + ".") for other in known)] or found
+    return f"; did you mean {' or '.join(found[:3])}?" if found else nearest(wrong, siblings or known)
+
+
+def _known_settings(conf: Path) -> list[str]:
     """All settings under the groups chosen on the command line: `optim.lr`, `model`, ..."""
     config_name = Path(_program()).stem
     groups = [p.name for p in conf.iterdir() if p.is_dir()]
@@ -306,11 +350,22 @@ def _known_settings(conf: Path, wrong: str) -> list[str]:
                 if isinstance(child, DictConfig):
                     yield from keys(child, f"{prefix}{key}.")
 
-    known = [*keys(cfg, ""), *groups]
-    # The last part decides more than a long common beginning does.
-    parent = wrong.rsplit(".", 1)[0] + "." if "." in wrong else ""
-    siblings = [k for k in known if parent and k.startswith(parent)]
-    return siblings if difflib.get_close_matches(wrong, siblings, cutoff=0.5) else known
+    return list(dict.fromkeys([*keys(cfg, ""), *groups]))
+
+
+def _name_networks(conf: Path, arguments: Iterable[str]) -> None:
+    """Let `model=dtf_resnet50` stand for `model=dtf_resnet model.depth=50`: by the name in its file.
+
+    Hydra is told of an option for each network that the arguments name and that has no file of its own.
+    """
+    asked = {word for a in arguments if a.startswith("model=") for word in re.findall(r"\w+", a[6:])}
+    asked = {word for word in asked if not (conf / "model" / f"{word}.yaml").is_file()}
+    for path in (conf / "model").glob("*.yaml"):
+        name = re.search(r"^name: (\w+)\$\{\.(\w+)\}", path.read_text("utf-8"), flags=re.M)
+        for word in asked:
+            if name and (size := word.removeprefix(name[1])) not in ("", word):
+                node = {"defaults": [path.stem, "_self_"], name[2]: int(size) if size.isdecimal() else size}
+                ConfigStore.instance().store(group="model", name=word, node=node)
 
 
 # ------------------------------------------------------------------------------------------------ sweeps

@@ -303,7 +303,7 @@ def slowfast(
     return PyTorchVideoNetwork(backbone, clip_length, slow_frames=frames)
 
 
-@register_model("ptv_x3d_tiny", fixed={}, width_factor=1.0, depth_factor=0.5, dropout=0.0)
+@register_model("ptv_x3d_tiny", fixed={}, pocket=True, width_factor=1.0, depth_factor=0.5, dropout=0.0)
 @register_model("ptv_x3d_s", fixed={})
 @register_model("ptv_x3d_m", fixed={})
 def x3d(

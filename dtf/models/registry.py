@@ -26,19 +26,21 @@ class Architecture:
         fixed: Arguments that make this name what it is (not overridable).
         defaults: Arguments a caller may override, with their values for this name.
         imagenet: Name of timm's ImageNet weights for the backbone; ``None`` where there are none.
+        pocket: Whether it is a network in pocket size, made for the small clips of the motion data set.
     """
 
     build: Builder
     fixed: Mapping[str, Any]
     defaults: Mapping[str, Any]
     imagenet: str | None
+    pocket: bool = False
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register_model(
-    name: str, *, fixed: Mapping[str, Any], imagenet: str | None = None, **defaults: Any
+    name: str, *, fixed: Mapping[str, Any], imagenet: str | None = None, pocket: bool = False, **defaults: Any
 ) -> Callable[[Builder], Builder]:
     """Registers a builder under ``name``.
 
@@ -46,6 +48,7 @@ def register_model(
         name: The registered name; a second registration is refused.
         fixed: Arguments passed to the builder that a caller cannot override.
         imagenet: Name of timm's ImageNet weights for the backbone.
+        pocket: Whether it is a network in pocket size.
         defaults: Values for this name that replace the builder's own defaults.
     """
 
@@ -62,7 +65,7 @@ def register_model(
         allowed = {key: value for key, value in own.items() if key not in fixed and key not in without}
         unknown = sorted(set(defaults) - set(allowed))
         assert not unknown, f"{name}: builder {build.__name__} takes no {unknown}"
-        _ARCHITECTURES[name] = Architecture(build, dict(fixed), {**allowed, **defaults}, imagenet)
+        _ARCHITECTURES[name] = Architecture(build, dict(fixed), {**allowed, **defaults}, imagenet, pocket)
         return build
 
     return decorate

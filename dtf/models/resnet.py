@@ -87,10 +87,12 @@ _BLOCKS: dict[tuple[str, bool], Any] = {
 }
 
 
-@register_model("dtf_tiny", fixed={"temporal_filter": True, "block": "basic"}, temporal_stride=1,
-                layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
-@register_model("c2d_tiny", fixed={"temporal_filter": False, "block": "basic"}, temporal_stride=1,
-                layers=(1, 1, 1, 1), widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
+@register_model("dtf_tiny", fixed={"temporal_filter": True, "block": "basic"}, pocket=True,
+                temporal_stride=1, layers=(1, 1, 1, 1),
+                widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
+@register_model("c2d_tiny", fixed={"temporal_filter": False, "block": "basic"}, pocket=True,
+                temporal_stride=1, layers=(1, 1, 1, 1),
+                widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
 @register_model("dtf_resnet18", fixed={"temporal_filter": True, "block": "basic", "stem_width": None},
                 layers=(2, 2, 2, 2), imagenet="resnet18.tv_in1k")  # fmt: skip
 @register_model("c2d_resnet18", fixed={"temporal_filter": False, "block": "basic", "stem_width": None},

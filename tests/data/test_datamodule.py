@@ -153,8 +153,11 @@ def test_list_files(tree, tmp_path):
     assert data.index("train").labels.tolist() == [0, 2]
     with pytest.raises(ValueError, match=r"train\.csv line 2: label 2 is out of range 0\.\.1"):
         small(root, splits=splits, class_names=["x", "y"]).index("train")
+    # Training without validation.
+    data.setup("fit")
+    assert list(data.val_dataloader()) == []
     with pytest.raises(ValueError, match=r"data\.splits\.val is null"):
-        data.setup("fit")
+        data.setup("validate")
 
 
 # ---- what is wrong with a data folder ----
@@ -173,6 +176,18 @@ def test_empty_root(tmp_path):
         small(tmp_path).setup("fit")
     assert "no 'train' for train: expected train/CLASS/*.mp4, found nothing" in str(caught.value)
     assert "no 'val' for val" in str(caught.value)
+
+
+def test_lists_that_are_not_prepared(tmp_path):
+    splits = {"train": "lists/train.txt", "val": "lists/val.txt", "test": "lists/val.txt"}
+    with pytest.raises(ValueError, match="its lists are missing") as caught:
+        small(tmp_path, name="k400", splits=splits).setup()
+    command = f"python -m dtf.data.prepare k400 {tmp_path}"
+    assert str(caught.value) == (
+        f"data.root={tmp_path}: its lists are missing: {command} writes them, see docs/data.md"
+    )
+    with pytest.raises(ValueError, match="expected a list of `path label` lines"):
+        small(tmp_path, splits=splits).setup()
 
 
 def test_all_faults_at_once(tree, tmp_path):

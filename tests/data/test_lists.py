@@ -120,6 +120,18 @@ def test_every_fault_has_its_line(tmp_path):
         assert reason in fault
 
 
+def test_several_labels_are_refused(tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 1,3\nb c.mp4 30 0,2,1\nd.mp4 1\n")
+    faults: list[str] = []
+    assert rows(read_list(tmp_path, "list.txt", None, faults)) == [("d.mp4", 1)]
+    assert faults == [
+        "list.txt line 1: several labels, a video has one class: 'a.mp4 1,3'",
+        "list.txt line 2: several labels, a video has one class: 'b c.mp4 30 0,2,1'",
+    ]
+    (tmp_path / "list.txt").write_text("clip 1,3\n")
+    assert rows(read_list(tmp_path, "list.txt", None, [])) == [("clip 1", 3)]
+
+
 def test_empty_list(tmp_path):
     (tmp_path / "list.txt").write_text("\n\n")
     faults: list[str] = []

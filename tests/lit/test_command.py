@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import re
-from pathlib import Path
+import sys
 
 import pytest
+from engine import REPOSITORY
+from hydra import compose, initialize_config_dir
+from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from dtf.lit import command
 from dtf.lit.command import RunError, explain, nearest, one_line_errors
+
+CONF = REPOSITORY / "conf"
 
 
 def raised(error: BaseException) -> BaseException:
@@ -29,12 +35,10 @@ def test_only_our_value_errors_are_the_users() -> None:
 
 def test_the_way_out_of_wandb_is_a_setting() -> None:
     import wandb
-    from hydra import compose, initialize_config_dir
 
     text = explain(wandb.Error("no account")) or ""
     setting = text.rsplit(" ", 1)[-1]
-    conf = Path(command.__file__).parents[2] / "conf"
-    with initialize_config_dir(str(conf), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         assert compose("train", overrides=["logger=wandb", setting]).logger.wandb.offline is True
 
 
@@ -60,7 +64,8 @@ def test_faults_of_ours_keep_their_trace(capsys: pytest.CaptureFixture[str]) -> 
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (RunError("too\n  many"), "error: too many\n"),
+        (RunError("too\n many"), "error: too many\n"),
+        (RunError("x: 2 problems\n  first\n  sec\nond"), "error: x: 2 problems\n  first\n  sec ond\n"),
         (
             FileNotFoundError(2, "No such file or directory", "x.csv"),
             "error: x.csv: No such file or directory\n",
@@ -74,6 +79,53 @@ def test_one_line(capsys: pytest.CaptureFixture[str], monkeypatch, error: Except
         raise error
     assert end.value.code == 1
     assert capsys.readouterr().err == line
+
+
+def test_slurm_where_there_is_none() -> None:
+    text = explain(RuntimeError('Could not detect "srun", are you indeed on a slurm cluster?')) or ""
+    assert text.startswith("hydra/launcher=submitit_slurm needs Slurm")
+
+
+def test_output_that_is_not_utf8_degrades(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    with one_line_errors():
+        print("café → 数")
+        sys.stdout.flush()
+    assert written.getvalue() == b"caf? ? ?\n"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("lr", "optim.lr"),
+        ("data.lr", "optim.lr"),
+        ("optim.lrr", "optim.lr"),
+        ("optm.lr", "optim.lr"),
+        ("batchsize", "data.batch_size"),
+        ("epochs", "trainer.max_epochs"),
+        ("modle", "model"),
+        ("trainer.epochs", "trainer.max_epochs"),
+        ("data.augmnt.flip", "data.augment.flip"),
+        ("name", "model.name or data.name or optim.name"),
+    ],
+)
+def test_the_last_part_of_a_setting_finds_it(monkeypatch: pytest.MonkeyPatch, wrong: str, right: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert command._nearest_setting(CONF, wrong) == f"; did you mean {right}?"
+
+
+def test_networks_are_options_by_their_registered_names() -> None:
+    from dtf.models import list_models
+
+    command._name_networks(CONF, [f"model={','.join(list_models())}", "model=dtf_resnet,dtf_swinn", "seed=1"])
+    stored = ConfigStore.instance().list("model")
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in list_models():
+            assert f"{name}.yaml" in stored or (CONF / "model" / f"{name}.yaml").is_file()
+        for name in ("dtf_resnet50", "c2d_swin_base"):
+            assert compose("train", overrides=[f"model={name}"]).model.name == name
+    assert not {"dtf_resnet.yaml", "dtf_swinn.yaml", "dtf_tiny.yaml"} & set(stored)
 
 
 def test_full_error(monkeypatch: pytest.MonkeyPatch) -> None:
