@@ -12,8 +12,6 @@ A checkpoint is Lightning's dictionary (weights in `state_dict`, prefixed "netwo
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,9 @@ import torch
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dtf.lit.files import replacing
-from dtf.models import VideoNetwork, create_model
+from dtf.models import VideoNetwork
+from dtf.models.archive import UnsafeArchive, load_archive
+from dtf.models.rebuild import plain_data, rebuild
 
 FORMAT = 1
 PREFIX = "network."
@@ -47,6 +47,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         assert storage_options is None
         with replacing(path, "wb") as file:
             torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What Lightning goes on with, read as `load_checkpoint` below reads it.
+
+        Raises:
+            ValueError: the file is no checkpoint, damaged, or could run code or fill the memory.
+        """
+        return _load(Path(path))
 
 
 @dataclass(frozen=True)
@@ -79,15 +87,9 @@ class Checkpoint:
         Raises:
             ValueError: the weights do not belong to the network that the file names.
         """
-        network = create_model(self.model["name"], **self.model["arguments"])
-        try:
-            network.load_state_dict(self.state_dict)
-        except RuntimeError as error:
-            lines = [line.strip() for line in str(error).splitlines()[1:4]]
-            raise ValueError(
-                f"{self.path}: its weights do not fit the network {self.model['name']} that it names: "
-                + " ".join(lines)
-            ) from None
+        shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
+        network = rebuild(self.path, self.model["name"], self.model["arguments"], shapes)
+        network.load_state_dict(self.state_dict)
         return network.eval()
 
 
@@ -117,26 +119,22 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
     path = Path(path)
     if not path.is_file():
         raise ValueError(_missing(path))
-    damaged = f"{path} is no checkpoint, or a damaged one ({path.stat().st_size} bytes)"
-    # Files of torch.save are zip archives; anything else would reach readers of old formats.
-    if not zipfile.is_zipfile(path):
-        raise ValueError(damaged)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=not weights)
-    except pickle.UnpicklingError:
-        raise ValueError(
-            f"{path} holds more than plain data; files that could run code are not read"
-        ) from None
-    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:
-        raise ValueError(f"{damaged}: {str(error).strip().splitlines()[0]}") from None
+    content = _load(path, mmap=not weights)
     about = content.get("dtf") if isinstance(content, dict) else None
-    if not isinstance(about, dict) or "state_dict" not in content:
+    if not isinstance(about, dict) or not isinstance(content.get("state_dict"), Mapping):
         raise ValueError(
             f"{path} is a checkpoint of something else: it does not say which dtf network it holds"
         )
     if about.get("format") != FORMAT:
         raise ValueError(f"{path} has checkpoint format {about.get('format')!r}; this version reads {FORMAT}")
+    try:
+        _check(plain_data(about), content["state_dict"])
+        epoch, step = _epochs(content), int(content.get("global_step", 0))
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{path}: damaged description: {error}") from None
     state = {k[len(PREFIX) :]: v for k, v in content["state_dict"].items() if k.startswith(PREFIX)}
+    if sum(tensor.nbytes for tensor in state.values()) > path.stat().st_size:
+        raise ValueError(f"{path}: its weights are larger than the file: several of them share their numbers")
     return Checkpoint(
         path=path,
         state_dict=state,
@@ -144,9 +142,36 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
         class_names=about["class_names"],
         data=about["data"],
         config=about["config"],
-        epoch=_epochs(content),
-        step=int(content.get("global_step", 0)),
+        epoch=epoch,
+        step=step,
     )
+
+
+def _load(path: Path, mmap: bool = False) -> Any:
+    try:
+        return load_archive(path, mmap)
+    except UnsafeArchive as error:
+        raise ValueError(
+            f"{path} is no checkpoint of train.py: {error}; files that could run code or fill the memory are "
+            "not read"
+        ) from None
+    except ValueError as error:
+        size = path.stat().st_size
+        raise ValueError(f"{path} is no checkpoint, or a damaged one ({size} bytes): {error}") from None
+
+
+def _check(about: Mapping[str, Any], state: Mapping[Any, Any]) -> None:
+    """ValueError where the `dtf` entry or the weights are not laid out as at the head of this module."""
+    for key, kind in {"model": dict, "class_names": list, "data": dict, "config": dict}.items():
+        if not isinstance(about.get(key), kind):
+            raise ValueError(f"{key} must be a {kind.__name__}, got {type(about.get(key)).__name__}")
+    model = about["model"]
+    if not isinstance(model.get("name"), str) or not isinstance(model.get("arguments"), dict):
+        raise ValueError("model must have a name and arguments")
+    if not all(isinstance(name, str) for name in about["class_names"]):
+        raise ValueError("class_names must be a list of texts")
+    if not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()):
+        raise ValueError("state_dict must be tensors by name")
 
 
 def _epochs(content: dict[str, Any]) -> int:

@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 
 import timm
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from dtf.models.archive import load_archive
 from dtf.models.block import DTFBlock
 from dtf.models.network import VideoNetwork
 
@@ -74,22 +73,9 @@ def read_state_dict(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no weights file {path}")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        SafetensorError,
-        pickle.UnpicklingError,
-        EOFError,
-        RuntimeError,
-        LookupError,
-        ValueError,
-    ) as error:
-        # An unpickler fed with other bytes stumbles in any of these ways.
-        # torch's own words advise to execute what the file says.
-        unsafe = isinstance(error, pickle.UnpicklingError) and "Weights only" in str(error)
-        reason = "it holds something else than tensors and plain data" if unsafe else error
-        raise ValueError(f"{path} is not a readable weights file: {reason}") from error
+        state = load_file(path) if path.suffix == ".safetensors" else load_archive(path, legacy=True)
+    except (SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable weights file: {error}") from error
     for key in ("model", "state_dict", "model_state"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -21,6 +21,7 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from urllib.parse import urlsplit
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from dtf.models.network import VideoNetwork, recomputed
 from dtf.models.pretrained import check_state, read_state_dict
@@ -374,6 +376,15 @@ def r2plus1d(
     return _resnet(create, num_classes, clip_length, depth, width, dropout)
 
 
+class _MetaWeights(TorchFunctionMode):
+    """Makes weights on the meta device, whatever the device of other new tensors."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.empty, torch.zeros):
+            return func(*args, **{**(kwargs or {}), "device": "meta"})
+        return func(*args, **(kwargs or {}))
+
+
 @register_model("ptv_mvit_b", fixed={})
 def mvit(
     *,
@@ -411,8 +422,8 @@ def mvit(
     starts = [sum(depths[:stage]) for stage in range(1, len(depths))]
     module = _import("pytorchvideo.models.vision_transformers")
     device = torch.get_default_device()
-    # The constructor computes its sizes and rates with tensors: not on the meta device.
-    with torch.device("cpu"):
+    # The constructor computes its sizes and rates with tensors: not on the meta device, only weights are.
+    with torch.device("cpu"), _MetaWeights() if device.type == "meta" else nullcontext():
         backbone = module.create_multiscale_vision_transformers(
             spatial_size=(height, width),
             temporal_size=clip_length,

@@ -15,9 +15,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dtf.models.network import VideoNetwork
-from dtf.models.registry import create_model
+from dtf.models.rebuild import lay_out, read_json, rebuild
 
 _FORMAT = "dtf-weights-1"
 
@@ -33,16 +34,19 @@ def save_weights(path: str | os.PathLike[str], model: VideoNetwork, metadata: Ma
         metadata: JSON data kept beside the weights, e.g. class names, sampling, mean and std.
 
     Raises:
-        ValueError: The network was not made by ``create_model``, or the metadata is not JSON data.
+        ValueError: The network was not made by ``create_model`` or was changed since, other than by a linear
+            head for another number of classes; or the metadata is not JSON data.
         OSError: The file cannot be written.
     """
     if not model.name:
         raise ValueError("save_weights needs a network made by create_model: it has no name to rebuild it by")
+    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    arguments = _arguments(model, state)
     try:
         texts = {
             "format": _FORMAT,
             "name": model.name,
-            "arguments": json.dumps(model.arguments, allow_nan=False),
+            "arguments": json.dumps(arguments, allow_nan=False),
             "metadata": json.dumps(dict(metadata), allow_nan=False),
         }
     except (TypeError, ValueError) as error:
@@ -52,7 +56,6 @@ def save_weights(path: str | os.PathLike[str], model: VideoNetwork, metadata: Ma
     path = Path(path)
     if not path.parent.is_dir():
         raise FileNotFoundError(f"save_weights: the folder of {path} does not exist")
-    state = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     # The final name appears only once the bytes are on disk. The process's own temporary name keeps two
     # writers apart.
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
@@ -78,6 +81,28 @@ def save_weights(path: str | os.PathLike[str], model: VideoNetwork, metadata: Ma
         Path(temporary).unlink(missing_ok=True)
 
 
+def _arguments(model: VideoNetwork, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Arguments that build this very network: its own, but for the classes of a head put in later.
+
+    Raises:
+        ValueError: There are none; the file could not be loaded.
+    """
+    shapes = {key: value.shape for key, value in state.items()}
+    misfits = lay_out(model.name, model.arguments, shapes)
+    if not misfits:
+        return model.arguments
+    classes = {shapes[key][0] for key in misfits if shapes.get(key)}
+    if len(classes) == 1:
+        arguments = {**model.arguments, "num_classes": classes.pop()}
+        if not lay_out(model.name, arguments, shapes):
+            return arguments
+    raise ValueError(
+        f"save_weights: {misfits[0]} is not as create_model({model.name!r}, **model.arguments) makes it, so "
+        "load_weights could not build this network again: change networks by create_model's arguments, of a "
+        "head only the number of classes, or keep the state_dict with torch.save"
+    )
+
+
 def load_weights(path: str | os.PathLike[str]) -> tuple[VideoNetwork, dict[str, Any]]:
     """Rebuilds a network from a file written by :func:`save_weights`.
 
@@ -97,38 +122,25 @@ def load_weights(path: str | os.PathLike[str]) -> tuple[VideoNetwork, dict[str, 
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             texts = file.metadata() or {}
-            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            names = list(file.keys())
+            if texts.get("format") != _FORMAT:
+                raise ValueError(
+                    f"{path} was not written by dtf.models.save_weights (its header has format "
+                    f"{texts.get('format')!r}, expected {_FORMAT!r}); weights of an image backbone go to "
+                    "create_model(pretrained=path)"
+                )
+            try:
+                name, arguments = texts["name"], read_json(texts["arguments"])
+                metadata = read_json(texts["metadata"])
+            except (KeyError, ValueError) as error:
+                raise ValueError(f"{path}: damaged header: {error!r}") from error
+            if not isinstance(arguments, dict) or not isinstance(metadata, dict):
+                raise ValueError(f"{path}: damaged header: arguments and metadata must be JSON objects")
+            # The shapes stand in the header: no tensor is read before it is known that it has a place.
+            shapes = {key: file.get_slice(key).get_shape() for key in names}
+            model = rebuild(path, name, arguments, shapes)
+            state = {key: file.get_tensor(key) for key in names}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if texts.get("format") != _FORMAT:
-        raise ValueError(
-            f"{path} was not written by dtf.models.save_weights (its header has format "
-            f"{texts.get('format')!r}, expected {_FORMAT!r}); weights of an image backbone go to "
-            "create_model(pretrained=path)"
-        )
-    try:
-        name, arguments = texts["name"], json.loads(texts["arguments"])
-        metadata = json.loads(texts["metadata"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: damaged header: {error!r}") from error
-    if not isinstance(arguments, dict) or not isinstance(metadata, dict):
-        raise ValueError(f"{path}: damaged header: arguments and metadata must be JSON objects")
-    if arguments.pop("pretrained", False) is not False:
-        raise ValueError(f"{path}: damaged header: it must not ask for pretrained weights")
-    try:
-        model = create_model(name, **arguments)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot rebuild {name!r} from it: {error}") from error
-    expected = model.state_dict()
-    misfits = sorted(
-        key
-        for key in {*expected, *state}
-        if key not in expected or key not in state or expected[key].shape != state[key].shape
-    )
-    if misfits:
-        raise ValueError(
-            f"{path}: cannot rebuild {name!r} from it: {len(misfits)} tensors are missing, left over or of "
-            f"another shape, first {misfits[0]}; it was written by another version, or its header was changed"
-        )
     model.load_state_dict(state)
     return model.eval(), metadata

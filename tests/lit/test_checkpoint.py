@@ -49,7 +49,7 @@ class _Bomb:
 def test_no_code_is_run(tmp_path: Path) -> None:
     path, trace = tmp_path / "evil.ckpt", tmp_path / "trace"
     torch.save(content() | {"bomb": _Bomb(trace)}, path)
-    with pytest.raises(ValueError, match=r"evil\.ckpt holds more than plain data"):
+    with pytest.raises(ValueError, match=r"evil\.ckpt is no checkpoint .* holds something else than tensors"):
         load_checkpoint(path)
     assert not trace.exists()
     # The bomb is live: an unguarded load sets it off.
@@ -120,7 +120,7 @@ def test_weights_of_another_network(tmp_path: Path) -> None:
     mixed = content("c2d_tiny")
     mixed["dtf"]["model"] = content("dtf_tiny")["dtf"]["model"]
     torch.save(mixed, path)
-    with pytest.raises(ValueError, match=r"weights do not fit the network dtf_tiny.*Missing key"):
+    with pytest.raises(ValueError, match=r"cannot rebuild 'dtf_tiny' from it: \d+ tensors are missing"):
         load_checkpoint(path).build_network()
 
 
@@ -131,3 +131,131 @@ def test_a_network_that_is_unknown_here(tmp_path: Path) -> None:
     torch.save(saved, path)
     with pytest.raises(ValueError, match="unknown model 'dtf_huge'"):
         load_checkpoint(path).build_network()
+
+
+# ---- files made to harm ------------------------------------------------------------------------------------
+
+
+def rewritten(path: Path, change=lambda pickled: pickled, compression: int = zipfile.ZIP_STORED) -> None:
+    """A checkpoint with another pickle in it, or compressed."""
+    torch.save(content(), path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, bytes_ in entries.items():
+            archive.writestr(name, change(bytes_) if name.endswith("data.pkl") else bytes_)
+
+
+def described(**about):
+    """Makes a checkpoint whose description has other entries."""
+
+    def make(path: Path) -> None:
+        saved = content()
+        saved["dtf"] |= about
+        torch.save(saved, path)
+
+    return make
+
+
+def nested(levels: int, width: int = 1) -> list:
+    value: list = []
+    for _ in range(levels):
+        value = [value] * width
+    return value
+
+
+def no_numbers(path: Path) -> None:
+    """A classifier of 40 GB in four bytes."""
+    saved = content()
+    saved["state_dict"]["network.backbone.fc.weight"] = torch.zeros(1).expand(10**9, 10)
+    torch.save(saved, path)
+
+
+def shared_numbers(path: Path) -> None:
+    """Many large tensors that are one."""
+    saved, shared = content(), torch.zeros(100_000)
+    saved["state_dict"] |= {f"network.{i}": shared for i in range(100)}
+    torch.save(saved, path)
+
+
+def calls(code: bytes):
+    """A pickle that calls something in place of holding a checkpoint."""
+    return lambda path: rewritten(path, lambda pickled: b"\x80\x02" + code + b".")
+
+
+def central_directory(path: Path) -> None:
+    torch.save(content(), path)
+    whole = bytearray(path.read_bytes())
+    start = whole.index(b"PK\x01\x02")
+    whole[start + 4 : start + 40] = b"\xff" * 36
+    path.write_bytes(whole)
+
+
+def entry_twice(path: Path) -> None:
+    torch.save(content(), path)
+    with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
+        archive.writestr(next(name for name in archive.namelist() if name.endswith("data.pkl")), b"N.")
+
+
+HARMFUL = {
+    "deflated": (lambda p: rewritten(p, compression=zipfile.ZIP_DEFLATED), "compressed entries"),
+    "bytes that it does not hold": (calls(b"cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R"), "something else"),
+    "a tensor without storage": (calls(b"ctorch\nFloatTensor\nJ\xff\xff\xff\x7f\x85R"), "something else"),
+    "a call by another opcode": (calls(b"X\x02\0\0\0osX\x06\0\0\0system\x93)R"), "something else"),
+    "a pickle cut short": (lambda p: rewritten(p, lambda pickled: pickled[:100]), "damaged one"),
+    "an empty pickle": (lambda p: rewritten(p, lambda pickled: b""), "damaged one"),
+    "an unknown opcode": (calls(b"\xff"), "damaged one"),
+    "an empty stack": (calls(b"R"), "damaged one"),
+    "a memo that is not there": (calls(b"h\x07"), "damaged one"),
+    "a text that is none": (calls(b"X\x02\0\0\0\xff\xff"), "damaged one"),
+    "a longer text than the file": (calls(b"X\xff\xff\xff\x7fa"), "damaged one"),
+    "an unknown storage": (calls(b"(X\x03\0\0\0foot" + b"Q"), "damaged one"),
+    "two pickles": (entry_twice, "2 entries data.pkl"),
+    "a directory of nonsense": (central_directory, "damaged one|compressed entries"),
+    "an expanded tensor": (no_numbers, "without the numbers for it"),
+    "a tensor many times": (shared_numbers, "weights are larger than the file"),
+    "deep settings": (described(config={"a": nested(100)}), "nested more than 32 deep"),
+    "settings without end": (described(config={"a": nested(20, 10)}), "more than 1000000 values"),
+    "a tensor as a setting": (described(data={"clip_length": torch.zeros(1)}), "a Tensor, which is no plain"),
+    "no model": (described(model=None), "model must be a dict, got NoneType"),
+    "no name": (described(model={"arguments": {}}), "model must have a name and arguments"),
+    "no names": (described(class_names=[1, 2]), "class_names must be a list of texts"),
+    "keys that are no texts": (described(config={1: 2}), "a key that is no text: '1'"),
+    "no epochs": (lambda p: torch.save(content() | {"loops": [1]}, p), "damaged description"),
+    "no weights": (lambda p: torch.save(content() | {"state_dict": {"network.a": 1}}, p), "must be tensors"),
+}
+
+
+@pytest.mark.parametrize("name", HARMFUL)
+def test_files_made_to_harm_are_one_line(tmp_path: Path, name: str) -> None:
+    make, message = HARMFUL[name]
+    path = tmp_path / "x.ckpt"
+    make(path)
+    with pytest.raises(ValueError, match=message) as error:
+        load_checkpoint(path)
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"layers": [3000, 3000, 3000, 3000]}, "layers=3000, far more than its tensors have"),
+        ({"num_classes": 4_000_000}, "num_classes=4000000, far more than its tensors have"),
+        ({"num_classes": 2000}, "2 tensors are missing, left over or of another shape"),
+        ({"pretrained": True}, "must not ask for pretrained weights"),
+        ({"pretrained": "/etc/passwd"}, "must not ask for pretrained weights"),
+    ],
+)
+def test_a_network_that_the_weights_are_not(tmp_path: Path, arguments: dict, message: str) -> None:
+    path = tmp_path / "x.ckpt"
+    described(model={"name": "c2d_tiny", "arguments": {"num_classes": 3, "clip_length": 4} | arguments})(path)
+    with pytest.raises(ValueError, match=rf"x\.ckpt: cannot rebuild 'c2d_tiny' from it: .*{message}"):
+        load_checkpoint(path).build_network()
+
+
+def test_lightning_goes_on_with_the_same_care(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    HARMFUL["deflated"][0](path)
+    with pytest.raises(ValueError, match="compressed entries"):
+        AtomicCheckpointIO().load_checkpoint(path)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
+import pickle
 import stat
+import zipfile
 
 import pytest
 import timm
 import torch
 from safetensors.torch import save_file
 
-from dtf.models import create_model, load_weights, save_weights
+from dtf.models import create_model, load_weights, rebuild, save_weights
 from dtf.models import weights as module
+from dtf.models.pretrained import read_state_dict
+from dtf.models.registry import _ARCHITECTURES
 
 METADATA = {
     "class_names": ["links", "rechts"],
@@ -111,6 +116,25 @@ def test_loading_refuses_other_files(tmp_path, model):
         ({"arguments": '{"pretrained": true}'}, "must not ask for pretrained weights"),
         ({"arguments": "[1]"}, "must be JSON objects"),
         ({"metadata": "{"}, "damaged header"),
+        ({"metadata": "[" * 100_000}, "damaged header: .*nested more than 32 deep"),
+        ({"arguments": '{"layers": ' + "[" * 40 + "]" * 40 + "}"}, "nested more than 32 deep"),
+        ({"arguments": '{"layers": [3000, 3000, 3000, 3000]}'}, r"layers=3000, far more .*\(2048\)"),
+        ({"arguments": '{"layers": [1, 1, 2000, 2000]}'}, r"ask for more than \d+ parameters"),
+        ({"arguments": '{"num_classes": 4000000}'}, "num_classes=4000000, far more than its tensors have"),
+        ({"arguments": '{"num_classes": 2000, "widths": [2048, 2048, 2048, 2048]}'}, "tensors are missing"),
+        ({"name": "ptv_mvit_b", "arguments": '{"embed_dim": 2048}'}, "tensors are missing|ask for more"),
+        ({"name": "ptv_mvit_b", "arguments": '{"depths": [1, 1000000000]}'}, "depths=1000000000, far more"),
+        ({"name": "ptv_x3d_s", "arguments": '{"depth_factor": 1e300}'}, "depth_factor=1e[+]300, far more"),
+        ({"name": "ptv_slowfast_r50", "arguments": '{"clip_length": 8000000000}'}, "clip_length=8000000000"),
+        (
+            {"name": "c2d_swin_tiny", "arguments": '{"image_size": 2048, "depths": [1, 2, 2, 2]}'},
+            r"bytes of constants|tensors are missing|ask for more",
+        ),
+        (
+            {"name": "c2d_swin_tiny", "arguments": '{"depths": ' + str([1] * 65) + "}"},
+            "65 entries, at most 64",
+        ),
+        ({"arguments": '{"layers": [1, 1, NaN, 1]}'}, "layers=nan"),
     ],
 )
 def test_loading_refuses_headers_that_do_not_fit(tmp_path, model, change, message):
@@ -119,8 +143,55 @@ def test_loading_refuses_headers_that_do_not_fit(tmp_path, model, change, messag
     texts["arguments"] = module.json.dumps(model.arguments)
     state = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, path, metadata={**texts, **change})
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_weights(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_asked_for_takes_no_memory_before_it_is_compared(monkeypatch):
+    """Sizes that pass for plausible are laid out on the meta device: nothing of the network is allocated."""
+    made = []
+    real = torch.nn.Parameter.__new__
+
+    def watched(cls, data=None, requires_grad=True):
+        made.append(data.device.type)
+        return real(cls, data, requires_grad)
+
+    monkeypatch.setattr(torch.nn.Parameter, "__new__", watched)
+    arguments = {"dtf_tiny": {"widths": [2048] * 4}, "ptv_mvit_b": {"embed_dim": 2048, "image_size": 64}}
+    for name, asked in arguments.items():
+        misfits = rebuild.lay_out(name, asked, {f"x{i}": (1,) for i in range(200)})
+        assert len(misfits) > 200
+    assert set(made) == {"meta"}
+
+
+# One of each builder, with and without filters: the smallest, as they come.
+BUILDERS = {(entry.build, entry.fixed.get("temporal_filter")): name for name, entry in _ARCHITECTURES.items()}
+
+
+@pytest.mark.parametrize("name", BUILDERS.values())
+def test_every_network_can_be_laid_out(name):
+    with torch.device("meta"):
+        shapes = {key: value.shape for key, value in create_model(name).state_dict().items()}
+    assert rebuild.lay_out(name, {}, shapes) == []
+    del shapes[max(shapes)]
+    assert len(rebuild.lay_out(name, {}, shapes)) == 1
+
+
+def test_a_head_for_other_classes_is_saved_as_it_is(tmp_path, model):
+    model.backbone.fc = torch.nn.Linear(16, 7)
+    save_weights(tmp_path / "a.safetensors", model, {})
+    again, _ = load_weights(tmp_path / "a.safetensors")
+    assert again.arguments == {**model.arguments, "num_classes": 7}
+    video = torch.randn(1, 3, 4, 32, 32)
+    assert torch.equal(again(video), model.eval()(video))
+
+
+def test_a_network_that_could_not_be_loaded_is_not_saved(tmp_path, model):
+    model.backbone.fc = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 7))
+    with pytest.raises(ValueError, match=r"save_weights: backbone.fc.0.bias is not as create_model"):
+        save_weights(tmp_path / "a.safetensors", model, {})
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.fixture(scope="module")
@@ -197,6 +268,33 @@ def test_weights_that_do_not_fit_are_named(tmp_path, image_resnet):
         create_model("dtf_resnet18", pretrained=str(tmp_path / "absent.pth"))
 
 
+def test_weights_that_expand_are_refused(tmp_path, image_resnet):
+    """Compressed entries, tensors without numbers, calls that allocate; also in the old format."""
+    path = tmp_path / "a.pth"
+    torch.save({"x": torch.zeros(1).expand(10**9)}, path)
+    with pytest.raises(ValueError, match=r"not a readable weights file: .* without the numbers for it"):
+        read_state_dict(path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", pickle.dumps({}, 2))
+    with pytest.raises(ValueError, match="compressed entries"):
+        read_state_dict(path)
+    torch.save(image_resnet.state_dict(), path, _use_new_zipfile_serialization=False)
+    assert read_state_dict(path).keys() == image_resnet.state_dict().keys()
+    old = path.read_bytes()
+    start = pickletools_end(old, 3)
+    path.write_bytes(old[:start] + b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R." + old[start:])
+    with pytest.raises(ValueError, match="something else than tensors and plain data"):
+        read_state_dict(path)
+
+
+def pickletools_end(content, count):
+    """Where so many pickles, one after the other, end."""
+    file = io.BytesIO(content)
+    for _ in range(count):
+        pickle.load(file)
+    return file.tell()
+
+
 def test_files_that_are_no_weights_are_refused(tmp_path):
     for name, content in (("a.pth", b"text"), ("a.safetensors", b"text"), ("empty.pth", b"")):
         (tmp_path / name).write_bytes(content)
@@ -215,7 +313,7 @@ class Trap:
 def test_a_pickle_is_never_executed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"state_dict": Trap()}, "evil.pth")
-    with pytest.raises(ValueError, match="weights file: it holds something else than tensors and plain data"):
+    with pytest.raises(ValueError, match="weights file: it holds something else than tensors"):
         create_model("dtf_resnet18", pretrained="evil.pth")
     assert not (tmp_path / "trapped").exists()
 
@@ -233,8 +331,6 @@ def test_a_failed_download_is_one_clear_error(monkeypatch):
 
 
 def test_imagenet_weights_have_names_that_timm_knows():
-    from dtf.models.registry import _ARCHITECTURES
-
     names = {entry.imagenet for entry in _ARCHITECTURES.values()} - {None}
     assert len(names) == 7
     assert names <= set(timm.list_pretrained())
