@@ -400,7 +400,8 @@ def init_worker(worker_id: int) -> None:
     """One thread per decoding process: the processes are the parallelism."""
     torch.set_num_threads(1)
     # Signals to the run's group (Ctrl-C, Slurm) are for the main process, which finishes its step and saves.
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # not on Windows, which has no such signals either
+        os.setpgid(0, 0)
 
 
 def _num_cores() -> int:

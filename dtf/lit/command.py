@@ -11,8 +11,6 @@
 from __future__ import annotations
 
 import difflib
-import errno
-import fcntl
 import functools
 import inspect
 import io
@@ -31,7 +29,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import Any
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -51,6 +49,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dtf.lit.lock import lock
 from dtf.text import escape_logs, printable
 
 # Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
@@ -68,7 +67,11 @@ SWEEP_PROCESS = "DTF_SWEEP_PROCESS"
 """Environment variable by which a sweep tells its runs whom they must not outlive."""
 FAILURE = "failure.txt"
 """In the folder of a run that failed: the reason in the first line, then the trace."""
-STOPPED = tuple(128 + number for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT))
+STOP_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)
+)
+"""Signals that ask a run to save and stop, those of them that this platform has."""
+STOPPED = tuple(128 + number for number in STOP_SIGNALS)
 """Exit codes of a run that has saved because a signal asked it to stop, see `dtf.lit.survival`."""
 RESULTS = "results.json"
 """In the folder of a run that is finished."""
@@ -94,7 +97,7 @@ class RunError(RuntimeError):
 class FolderInUse(RunError):
     """Another process is at work in the folder; nothing in it has been touched."""
 
-    code = os.EX_TEMPFAIL
+    code = 75  # os.EX_TEMPFAIL, which not every platform has
 
 
 def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Callable], Callable[[], None]]:
@@ -483,7 +486,7 @@ def _wait(process: subprocess.Popen) -> int:
     handled = []
     if threading.current_thread() is threading.main_thread():
         # Where a launcher has handlers of its own, they end this wait if need be.
-        handled = [s for s in (signal.SIGTERM, signal.SIGUSR1) if signal.getsignal(s) is signal.SIG_DFL]
+        handled = [s for s in STOP_SIGNALS if s != signal.SIGINT and signal.getsignal(s) is signal.SIG_DFL]
     for signum in handled:
         signal.signal(signum, end)
     try:
@@ -506,13 +509,14 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     Raises:
         FolderInUse: another process is, and goes on being it for `SECONDS_TO_WAIT`.
+        ValueError: this platform has no locks.
     """
     if not is_first_process():
         yield
         return
     with open(folder / LOCK, "a") as file:
         end = time.monotonic() + SECONDS_TO_WAIT
-        while not _lock(file):
+        while not lock(file):
             if time.monotonic() > end:
                 raise FolderInUse(
                     f"another process is at work in {folder}: wait for its end, or choose another folder "
@@ -520,19 +524,6 @@ def alone_in(folder: Path) -> Iterator[None]:
                 )
             time.sleep(0.1)
         yield
-
-
-def _lock(file: IO[str]) -> bool:
-    """Whether this process now has the file's lock; where the file system has no locks, as if it had."""
-    try:
-        # Of the process: neither the loader's workers nor other processes of the run inherit it.
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
-    return True
 
 
 def _end_with_sweep() -> None:
@@ -545,8 +536,9 @@ def _end_with_sweep() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
     if sweep:
-        # Slurm sends it to all processes of a job; submitit takes it and ends this one in good order.
-        signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        if hasattr(signal, "SIGUSR2"):
+            # Slurm sends it to all processes of a job; submitit takes it and ends this one in good order.
+            signal.signal(signal.SIGUSR2, signal.SIG_IGN)
         threading.Thread(target=watch, name="sweep-watch", daemon=True).start()
 
 

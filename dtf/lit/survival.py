@@ -23,10 +23,8 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import sweep_folder
+from dtf.lit.command import STOP_SIGNALS, sweep_folder
 from dtf.lit.report import shown
-
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -137,7 +135,7 @@ class StopOnSignal(Checkpoint):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Listen. Here, because Lightning's handler comes after the earlier hooks."""
         self._received = 0
-        for signum in SIGNALS:
+        for signum in STOP_SIGNALS:
             _handle(signum, self._note)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -209,7 +207,7 @@ class StopOnSignal(Checkpoint):
                 f"{trainer.global_step}; saved: {saved}; {how} {does}",
                 file=sys.stderr,
             )
-            if signum == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ:
+            if signal.Signals(signum).name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
                 _requeue()
         # Lightning kills a run one of whose processes fails; the first one says what the run ended with.
         raise Stopped(0 if started_here and trainer.local_rank > 0 else 128 + signum)
