@@ -5,6 +5,7 @@ Class and file names are data: unprintable signs are escaped, and `$` starts no 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -16,13 +17,14 @@ from typing import Any
 import numpy as np
 
 from dtf.data.decode import VideoError, VideoReader
+from dtf.figures import drawable, new_figure, pieces, save
 from dtf.sliding import Window
-from dtf.text import printable
 
 FRAMES_DRAWN = 8
 MIN_VIDEO_PX = 256
 """Smaller videos are enlarged by a whole number before captions are burnt in, so that they can be read."""
 
+NAME_SHOWN = 60
 _MAX_VIDEO_PX = 4096
 
 _BAR_COLOUR = "#4878a8"
@@ -49,13 +51,13 @@ def draw_prediction(path: Path, video: str, frames: np.ndarray, caption: Caption
     _strip(top, frames, video)
     places = range(len(caption))
     bottom.barh(places, [score for _, score in caption], color=_BAR_COLOUR)
-    bottom.set_yticks(places, [printable(name) for name, _ in caption], parse_math=False)
+    bottom.set_yticks(places, [drawable(name, NAME_SHOWN) for name, _ in caption], parse_math=False)
     bottom.invert_yaxis()
     bottom.set_xlim(0, 1.12)
     bottom.set_xticks([0, 0.25, 0.5, 0.75, 1])
     for place, (_, score) in zip(places, caption, strict=True):
         bottom.text(score + 0.01, place, f"{score:.1%}", va="center", fontsize=9)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def draw_timeline(
@@ -110,14 +112,14 @@ def draw_timeline(
     bottom.xaxis.set_major_locator(_time_locator(end - start))
     bottom.xaxis.set_major_formatter(lambda seconds, _: clock(seconds))
     bottom.set_xlabel("time" if end >= 60 else "time (s)")
-    labels = [printable(class_names[c]) for c in drawn]
+    labels = [drawable(class_names[c], NAME_SHOWN) for c in drawn]
     handles = _swatches(_COLOURS, labels)
     if any(wins[c] for c in range(len(wins)) if c not in drawn):
         handles += _swatches([_OTHER_COLOUR], ["another class is best"])
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
-    figure.savefig(path, dpi=110)
+    save(figure, path, dpi=110)
 
 
 def clock(seconds: float) -> str:
@@ -153,9 +155,7 @@ def _swatches(colours: Sequence[str], labels: Sequence[str]) -> list[Any]:
 
 def _figure(width: float, heights: Sequence[float], extra: float, joined: bool = False) -> tuple[Any, Any]:
     """A figure of axes above each other, heights in inches; the first is for pictures."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, sum(heights) + extra), layout="constrained")
+    figure = new_figure(width, sum(heights) + extra, "constrained")
     axes = figure.subplots(len(heights), 1, height_ratios=list(heights))
     for axis in axes[1:]:
         for side in ("top", "right"):
@@ -174,7 +174,7 @@ def _strip(axis: Any, frames: np.ndarray, title: str) -> None:
     chosen = frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES_DRAWN).round().astype(int))]
     axis.imshow(np.concatenate(list(chosen), axis=1), aspect="equal")
     axis.set_axis_off()
-    axis.set_title(printable(os.path.basename(title)), fontsize=10, parse_math=False)
+    axis.set_title(drawable(os.path.basename(title)), fontsize=10, parse_math=False)
 
 
 # ------------------------------------------------------------------------------------- captions in a video
@@ -268,27 +268,41 @@ class _Panels:
 
 def _panel(height: int, width: int, caption: Caption) -> np.ndarray:
     """(h, w, 4): a line for each class with a bar behind it; at most 45 % of the frame's height."""
-    import matplotlib as mpl
     from PIL import Image, ImageDraw, ImageFont
 
     size = max(13, round(min(height, width) / 28))
     row, margin = round(size * 1.5), round(size * 0.5)
     shown = caption[: max(1, int(0.45 * height) // row)]
-    # Pillow's own font lacks most of Unicode; matplotlib ships DejaVu.
-    font = ImageFont.truetype(os.path.join(mpl.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
     panel_width = min(width, max(round(width * 0.4), size * 18))
     image = Image.new("RGBA", (panel_width, row * len(shown) + 2 * margin), (0, 0, 0, 150))
     draw = ImageDraw.Draw(image)
-    percent_width = draw.textlength("100.0%", font=font)
+    font = functools.cache(lambda path: ImageFont.truetype(path, size))
+
+    def laid_out(text: str) -> list[tuple[float, float, Any, str]]:
+        """(start, end, font, piece) of each piece."""
+        placed, x = [], 0.0
+        for path, piece in pieces(text):
+            end = x + draw.textlength(piece, font=font(path))
+            placed.append((x, end, font(path), piece))
+            x = end
+        return placed
+
+    percent_width = laid_out("100.0%")[-1][1]
     room = panel_width - 3 * margin - percent_width
     for place, (name, score) in enumerate(shown):
         top = margin + place * row
         bar = (panel_width - 2 * margin) * min(1.0, max(0.0, score))
         draw.rectangle((margin, top + 1, margin + bar, top + row - 2), fill=(*_BAR_RGB, 230))
-        text = printable(name)
-        while len(text) > 1 and draw.textlength(text, font=font) > room:
+        text = drawable(name)
+        while len(text) > 1 and laid_out(text)[-1][1] > room:
             text = text[:-2] + "…"
-        middle = top + row / 2
-        draw.text((margin * 1.5, middle), text, font=font, fill="white", anchor="lm")
-        draw.text((panel_width - margin * 1.2, middle), f"{score:.1%}", font=font, fill="white", anchor="rm")
+        # Pieces of several fonts stand on one line.
+        baseline = top + row / 2 + 0.36 * size
+        percent = f"{score:.1%}"
+        for left, words in (
+            (margin * 1.5, text),
+            (panel_width - margin * 1.2 - laid_out(percent)[-1][1], percent),
+        ):
+            for x, _, its_font, piece in laid_out(words):
+                draw.text((left + x, baseline), piece, font=its_font, fill="white", anchor="ls")
     return np.asarray(image, dtype=np.float32)

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtf.figures import drawable, new_figure, save
 from dtf.lit.command import nearest
 from dtf.lit.options import FileNames, parse_options, run_command
 from dtf.text import markup, printable
@@ -227,7 +228,7 @@ def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, tor
     heights = [width / STEPS_DRAWN + 0.6] + [cell + 0.45] * len(amplitudes)
     figure = _figure(width, sum(heights))
     strip, *grid = figure.subfigures(len(heights), 1, height_ratios=heights)
-    strip.suptitle(title, fontsize=9, parse_math=False)
+    strip.suptitle(drawable(title), fontsize=9, parse_math=False)
     _draw_frames(strip.subplots(1, len(_spread(len(clip.frames)))), clip)
     for part, (name, maps) in zip(grid, amplitudes.items(), strict=True):
         axes = np.atleast_1d(part.subplots(1, columns))
@@ -243,8 +244,8 @@ def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, tor
             size = 7 if columns <= 6 else 6
             axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (frequency == 0)}", fontsize=size)
         _colour_bar(part, image, axes, "1 = map's largest")
-        part.supylabel(f"{name}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
-    figure.savefig(path, dpi=110)
+        part.supylabel(f"{drawable(name)}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
+    save(figure, path, dpi=110)
 
 
 def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject: str) -> None:
@@ -272,8 +273,8 @@ def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject
         image = _overlay(axis, clip.frames[frame], evidence[step])
         axis.set_axis_off()
     _colour_bar(figure, image, axes[1], "evidence, 1 = largest")
-    figure.suptitle(f"{title}: Grad-CAM for {subject}", fontsize=9, parse_math=False)
-    figure.savefig(path, dpi=110)
+    figure.suptitle(drawable(f"{title}: Grad-CAM for {subject}"), fontsize=9, parse_math=False)
+    save(figure, path, dpi=110)
 
 
 def _overlay(axis: Any, frame: np.ndarray, values: np.ndarray) -> Any:
@@ -307,9 +308,7 @@ def _spread(count: int) -> np.ndarray:
 
 
 def _figure(width: float, height: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), layout="constrained")
+    return new_figure(width, height, "constrained")
 
 
 def _draw_frames(axes: Any, clip: Clip, shown: np.ndarray | None = None) -> None:
@@ -377,7 +376,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
             records.append({"video": shown, "error": printable(str(error))})
         else:
             stem = names.stem(video)
-            record = _explain(predictor, clip, options, folder, stem, printable(os.path.basename(video)))
+            record = _explain(predictor, clip, options, folder, stem, os.path.basename(video))
             records.append({"video": shown, "error": None, **record})
             console.print(f"best class: {markup(record['best'])} {record['score']:.1%}")
             if "filters" in record["pictures"]:
@@ -423,7 +422,7 @@ def _explain(
         draw_filters(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, last_stage(network), video, label)[0]
-    subject = f"{printable(names[label])}, score {scores[label]:.1%}"
+    subject = f"{names[label]}, score {scores[label]:.1%}"
     draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
     energies = {name: energy[0].sum(dim=(1, 2)) for name, energy in responses.items()}
     record["shares"] = {n: (e / e.sum().clamp(min=1e-30)).tolist() for n, e in energies.items()}

@@ -361,7 +361,8 @@ def _curves(run: Run) -> str:
 def _draw_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> bytes:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from dtf.lit.pictures import new_figure, to_svg
+    from dtf.figures import drawable, new_figure
+    from dtf.lit.pictures import to_svg
 
     figure = new_figure(4.2, 2.7)
     axes = figure.add_axes((0.15, 0.17, 0.82, 0.7))
@@ -371,7 +372,7 @@ def _draw_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> 
         x, y = thin(curve.x, curve.y)
         few = len(x) <= 30
         axes.plot(x, y, color=colour, label=label, linewidth=1.4, marker="o" if few else None, markersize=3)
-    axes.set_title(title, fontsize=10, loc="left", parse_math=False)
+    axes.set_title(drawable(title), fontsize=10, loc="left", parse_math=False)
     axes.set_xlabel("epoch", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
     axes.set_xlim(left=0)

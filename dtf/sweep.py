@@ -23,6 +23,7 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
+from dtf.figures import drawable, new_figure, save
 from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
 from dtf.lit.files import replacing
 from dtf.text import cell, markup
@@ -263,20 +264,20 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
         objective, sign: from the sweep.
         title: above the picture.
     """
-    from matplotlib.figure import Figure
+    from dtf.figures import drawable
 
     keys = list(runs[0].settings)
     many = [
         k for k in keys if k != "seed" and len(_values(runs, k)) > VALUES_AS_BARS and _is_numeric(runs, k)
     ]
-    figure = Figure(layout="constrained")
+    figure = new_figure(6.4, 4.8, "constrained")
     if many:
         _draw_panels(figure, [r for r in runs if r.is_finished], keys, objective)
     else:
         _draw_bars(figure, runs, keys, objective)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(drawable(title), parse_math=False)
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
+        save(figure, file, dpi=120)
 
 
 def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str) -> None:
@@ -309,7 +310,7 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
             results = [r.results["top1"] for r in found]
             validated = [v for r in found if (v := r.metric(objective)) is not None and "top" in objective]
             colour = colours[series.index(member)] if inner else "#4878a8"
-            label = member if inner and member not in labelled else None
+            label = drawable(member) if inner and member not in labelled else None
             labelled.add(member)
             mean = sum(results) / len(results) if results else 0.0
             axes.barh(y, mean, 0.85 * height, color=colour, label=label, zorder=2)
@@ -332,7 +333,7 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     if "top" in objective and any(r.metric(objective) is not None for r in runs):
         axes.scatter([], [], s=120, marker="|", color="crimson", label=_title(objective) + " (best epoch)")
     split = next((r.results["split"] for r in runs if "split" in r.results), "test")
-    axes.set_yticks(ticks, [", ".join(group) for group in groups], parse_math=False)
+    axes.set_yticks(ticks, [drawable(", ".join(group)) for group in groups], parse_math=False)
     axes.set_ylim(bottom - height / 2, -height - space / 2)
     axes.set_xlim(0, max(top, 0.01) * 1.4)
     # Beyond the longest bar is room for the figures, not for shares above 1.
@@ -342,10 +343,12 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     note = f" (the best {BARS_DRAWN} of {len(bars)})" if left_out else ""
-    axes.set_xlabel(f"{split} top-1{note}")
-    axes.set_ylabel(", ".join(outer), parse_math=False)
+    axes.set_xlabel(f"{drawable(split)} top-1{note}", parse_math=False)
+    axes.set_ylabel(drawable(", ".join(outer)), parse_math=False)
     if axes.get_legend_handles_labels()[1]:
-        legend = figure.legend(title=inner or None, loc="outside right upper", fontsize=8, frameon=False)
+        legend = figure.legend(
+            title=drawable(inner) or None, loc="outside right upper", fontsize=8, frameon=False
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
     figure.set_size_inches(8.5, 1.3 + 0.95 * max(1.2, bottom))
@@ -369,11 +372,11 @@ def _draw_panels(figure: Any, runs: Sequence[Run], keys: list[str], objective: s
         else:
             names = sorted(set(texts), key=_order)
             x = [float(names.index(t)) for t in texts]
-            axes.set_xticks(range(len(names)), names, parse_math=False)
+            axes.set_xticks(range(len(names)), [drawable(n) for n in names], parse_math=False)
             axes.set_xlim(-0.5, len(names) - 0.5)
         axes.scatter(x, scores, s=22, color="#4878a8", alpha=0.7)
         axes.scatter(x[0], scores[0], s=130, marker="*", color="crimson", zorder=3)
-        axes.set_xlabel(key, parse_math=False)
+        axes.set_xlabel(drawable(key), parse_math=False)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
         if "top" in objective:

@@ -148,9 +148,9 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
 
 def draw(path: Path, rates: list[float], losses: list[float], smooth: list[float], best: int | None) -> None:
     """Losses over learning rates, the suggested one marked."""
-    from matplotlib.figure import Figure
+    from dtf.figures import new_figure, save
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = new_figure(7, 4, "constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, ".", color="0.7", label="loss of a step")
     axes.plot(rates, smooth, label="smoothed")
@@ -169,7 +169,7 @@ def draw(path: Path, rates: list[float], losses: list[float], smooth: list[float
     axes.grid(alpha=0.3)
     axes.legend()
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+        save(figure, file, dpi=110)
 
 
 def _print(folder: Path, rates: list[float], smooth: list[float], best: int | None, num_steps: int) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtf.text import printable
+from dtf.figures import columns, drawable, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -22,28 +22,24 @@ if TYPE_CHECKING:
 CLASSES_SHOWN = 40
 """Classes whose names and numbers fit into a confusion matrix."""
 
+NAME_SHOWN = 40
+"""Signs of a name that a picture shows."""
+
 MOST_CONFUSED = 25
 """Classes that stand for a larger matrix, so that they can be read on a screen."""
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of this size in inches, apart from pyplot's global state."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height))
 
 
 def to_png(figure: Figure, dpi: int = 100) -> bytes:
     """The figure as a PNG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="png", dpi=dpi)
+    save(figure, file, dpi=dpi)
     return file.getvalue()
 
 
 def to_svg(figure: Figure) -> bytes:
     """The figure as an SVG file."""
     file = io.BytesIO()
-    figure.savefig(file, format="svg")
+    save(figure, file, "svg")
     return file.getvalue()
 
 
@@ -96,11 +92,11 @@ def confusion_figure(
     num_classes = len(class_names)
     few = num_classes <= CLASSES_SHOWN
     font = 9 if few else 6
-    names = [_drawable(name) for name in class_names]
+    names = [drawable(name, NAME_SHOWN) for name in class_names]
 
     # Inches. Set by hand: an automatic layout measures every label several times, 25 s for 400 classes.
     side = num_classes * (0.45 if few else 0.11) + (0.3 if few else 0)
-    labels = 0.5 + max(len(name) for name in names) * font * 0.62 / 72
+    labels = 0.5 + max(map(columns, names)) * font * 0.62 / 72
     top, right = 0.4, 1.2
     width, height = labels + side + right, labels + side + top
     figure = new_figure(width, height)
@@ -112,7 +108,7 @@ def confusion_figure(
     axes.set_yticks(range(num_classes), names, fontsize=font, parse_math=False)
     axes.set_xlabel("prediction")
     axes.set_ylabel("class")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(drawable(title), parse_math=False)
     if few:
         for a, b in np.argwhere(confusion > 0):
             colour = "white" if share[a, b] > 0.5 else "black"
@@ -133,7 +129,7 @@ def confusion_overview(confusion: np.ndarray, title: str) -> Figure:
     image = axes.imshow(share, cmap="Blues", norm=PowerNorm(0.4, 0, 1), interpolation="nearest")
     axes.set_xlabel("prediction (class number)")
     axes.set_ylabel("class (number)")
-    axes.set_title(title, parse_math=False)
+    axes.set_title(drawable(title), parse_math=False)
     figure.colorbar(image, cax=figure.add_axes((0.88, 0.09, 0.03, 0.84)), label="share of the class")
     return figure
 
@@ -150,9 +146,9 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
         title: above it.
     """
     # Without what all names share.
-    names = [_drawable(name.removeprefix("backbone.")) for name in energies]
-    columns = max(len(row) for row in energies.values())
-    share = np.full((len(names), columns), np.nan)
+    names = [drawable(name.removeprefix("backbone."), NAME_SHOWN) for name in energies]
+    num_columns = max(len(row) for row in energies.values())
+    share = np.full((len(names), num_columns), np.nan)
     amplitude = np.zeros(len(names))
     for i, row in enumerate(energies.values()):
         energy = np.asarray(row, dtype=float)
@@ -160,8 +156,8 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
         if energy.sum() > 0:
             share[i, : len(row)] = 100 * energy / energy.sum()
 
-    row_inches, labels = 0.3, 0.5 + max(len(name) for name in names) * 0.085
-    width, height = labels + max(3.0, 0.62 * columns) + 2.4, 1.2 + row_inches * len(names)
+    row_inches, labels = 0.3, 0.5 + max(map(columns, names)) * 0.085
+    width, height = labels + max(3.0, 0.62 * num_columns) + 2.4, 1.2 + row_inches * len(names)
     figure = new_figure(width, height)
     bottom, tall = 0.6 / height, row_inches * len(names) / height
     left = labels / width
@@ -169,10 +165,10 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
     axes = figure.add_axes((left, bottom, middle, tall))
     axes.imshow(share, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
-    axes.set_xticks(range(columns))
+    axes.set_xticks(range(num_columns))
     axes.set_xlabel("temporal frequency (cycles per clip)")
     axes.set_title("share of the added energy, %", loc="left", fontsize=9, color="#555")
-    figure.text(left, 1 - 0.12 / height, title, fontsize=10, va="top", parse_math=False)
+    figure.text(left, 1 - 0.12 / height, drawable(title), fontsize=10, va="top", parse_math=False)
     for i, j in np.argwhere(np.isfinite(share)):
         colour = "white" if share[i, j] < 60 else "black"
         axes.text(j, i, f"{share[i, j]:.0f}", ha="center", va="center", color=colour, fontsize=8)
@@ -185,12 +181,6 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure
-
-
-def _drawable(name: str, limit: int = 40) -> str:
-    """A name as a font can show it: names of classes come from files."""
-    text = printable(name.encode("utf-8", "replace").decode("utf-8"))
-    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def strip(frames: np.ndarray, count: int, height_px: int) -> np.ndarray:

@@ -134,11 +134,12 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     Few classes get their numbers written in; many get a large picture whose colours bring out rare
     confusions.
     """
+    from dtf.figures import save
     from dtf.lit.pictures import confusion_figure
 
     figure = confusion_figure(confusion, class_names, title)
     with replacing(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
+        save(figure, file, dpi=110)
 
 
 def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, str]]) -> None:
