@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtf.lit.command import command, is_first_process, run_folder
+from dtf.lit.command import RunError, command, is_first_process, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,12 +14,26 @@ if TYPE_CHECKING:
 def _prepare(arguments: list[str]) -> list[str]:
     from dtf.lit.stored import choose_data
 
+    for argument in arguments:
+        if argument.startswith("output="):
+            _refuse_training(Path(argument.removeprefix("output=").strip("'\"")))
     return choose_data(arguments)
+
+
+def _refuse_training(folder: Path) -> None:
+    """ValueError where a folder is that of a training, whose files an evaluation would replace."""
+    config = folder / "config.yaml"
+    trained = config.is_file() and "\noptim:" in config.read_text("utf-8", "replace")
+    if trained or (folder / "checkpoints").exists():
+        raise ValueError(f"output={folder} is the folder of a training: give the evaluation one of its own")
 
 
 @command("eval", prepare=_prepare)
 def main(cfg: DictConfig) -> dict[str, float]:
     """Test a checkpoint and write results.json, scores.csv, confusion.png and report.html.
+
+    What is cut off goes on where it stopped when it is started again with the same `output`. Where too many
+    videos are broken, the files are written and the command fails.
 
     Returns:
         {"test/top1": ..., "test/top5": ..., "test/loss": ...}
@@ -33,10 +48,14 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.lit.checkpoint import load_checkpoint
     from dtf.lit.classifier import VideoClassifier
     from dtf.lit.files import replacing
+    from dtf.lit.kept_scores import FOLDER, KeepScores, KeptScores, describe_evaluation
+    from dtf.lit.report import shown
     from dtf.lit.stored import apply_stored
+    from dtf.lit.survival import stoppable
     from dtf.report import write_report
 
     folder, log = run_folder(), logging.getLogger("dtf.eval")
+    _refuse_training(folder)
     build.check_top_level(cfg, build.EVAL_SETTINGS)
     checkpoint = load_checkpoint(cfg.checkpoint)
     changed = apply_stored(cfg.data, checkpoint.data, HydraConfig.get().overrides.task)
@@ -49,38 +68,56 @@ def main(cfg: DictConfig) -> dict[str, float]:
     data = build.build_data(cfg.data)
     build.check_fits(checkpoint, data)
     data.load_splits(["test"])
-    # The recipe plays no part here; the module only evaluates.
     model = VideoClassifier(
         network,
         data.num_classes,
+        # The recipe plays no part here; the module only evaluates.
         checkpoint.config["optim"],
-        max_bad_fraction=data.max_bad_fraction,
+        # Too many broken videos are told at the end, when everything is written.
+        max_bad_fraction=1.0,
         clips_per_pass=data.batch_size,
     )
-    trainer = build.build_trainer(cfg.trainer, folder, build.build_callbacks(cfg.callbacks), [])
+    identity = describe_evaluation(checkpoint.path, network.name, data, str(cfg.trainer.get("precision")))
+    kept = KeptScores(folder / FOLDER, identity)
+    callbacks = build.build_callbacks(cfg.callbacks)
+    limit = cfg.trainer.get("limit_test_batches", 1.0)
+    # Another part of what is limited would be another evaluation, which takes no time anyway.
+    if isinstance(limit, float) and limit == 1.0:
+        callbacks.append(KeepScores(kept))
+    trainer = build.build_trainer(cfg.trainer, folder, callbacks, [])
     if is_first_process():
+        kept.begin()
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))
         report.write_json(folder / "about.json", describe_run("eval.py", trainer, network))
-    with build.running(trainer):
+    with build.running(trainer), stoppable(trainer, kept.summary):
         trainer.test(model, datamodule=data, verbose=False)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    # Where all scores were there already, Lightning has had nothing to do.
+    found = model.evaluations.get("test") or model.scores["test"].compute()
     if trainer.is_global_zero:
-        evaluation = model.evaluations["test"]
-        about = {"checkpoint": str(checkpoint.path), "network": network.name, "views": cfg.data.test_views}
-        found = report.write_all(folder, evaluation, data, "test", f"{network.name} on {data.name}", about)
+        refusal = found.refusal("test", data.max_bad_fraction)
+        about = {
+            "checkpoint": str(checkpoint.path),
+            "network": network.name,
+            "views": cfg.data.test_views,
+            "refused": refusal or None,
+        }
+        figures = report.write_all(folder, found, data, "test", f"{network.name} on {data.name}", about)
         report.print_results(
             f"{network.name} on {data.name}, {data.describe_split('test')}, {cfg.data.test_views} views",
-            found,
+            figures,
             [
-                ("checkpoint", report.shown(checkpoint.path)),
-                ("pictures, scores", report.shown(folder)),
-                ("in a browser", report.shown(folder / "report.html")),
+                ("checkpoint", shown(checkpoint.path)),
+                ("pictures, scores", shown(folder)),
+                ("in a browser", shown(folder / "report.html")),
             ],
         )
         # Last: a result is not lost for want of a page.
         write_report(folder)
-    return metrics
+        if refusal:
+            raise RunError(f"{refusal}. {shown(folder / 'report.html')} has what was found; {kept.summary()}")
+        kept.remove()
+    return {f"test/{name}": value for name, value in found.metrics.items()}
 
 
 if __name__ == "__main__":

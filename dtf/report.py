@@ -342,7 +342,8 @@ def _result(run: Run) -> str:
     boxes = "".join(
         f'<div class="card"><b>{_text(value)}</b><span>{_text(name)}</span></div>' for name, value in cards
     )
-    return f'<div class="cards">{boxes}</div>{_pairs(lines)}'
+    refused = f"<p><b>Refused:</b> {_text(found['refused'])}</p>" if found.get("refused") else ""
+    return f'{refused}<div class="cards">{boxes}</div>{_pairs(lines)}'
 
 
 def _curves(run: Run) -> str:

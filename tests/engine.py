@@ -61,7 +61,7 @@ class SignalAtStep(pl.Callback):
 
     Args:
         signal: its name.
-        step: optimiser steps before it.
+        step: optimiser steps before it, or batches of the test.
         where: "batch": as the next training batch starts; "validation": within the validation that follows;
             "test": within the test; "saving": when half of the next checkpoint is written.
     """
@@ -81,7 +81,7 @@ class SignalAtStep(pl.Callback):
             os.kill(os.getpid(), self.signal)
 
     def on_test_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0) -> None:
-        if self.where == "test":
+        if self.where == "test" and batch_idx == self.step:
             os.kill(os.getpid(), self.signal)
 
     def save_half(self, checkpoint, file) -> None:

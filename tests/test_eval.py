@@ -5,12 +5,15 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from engine import run_subprocess
 
+from dtf.lit.scores import VideoScores
 from dtf.lit.stored import apply_stored, choose_data
 
 
@@ -45,11 +48,17 @@ def test_two_processes_equal_one(command, tiny_checkpoint: Path, odd_tree: Path,
     common += ["data.num_workers=0", "data.batch_size=9", "data.max_bad_fraction=0.2"]
     one = command("eval.py", *common, "trainer=cpu", f"output={tmp_path}/one")
     assert one.code == 0, one.err
+    # Two processes go on with what one has left.
+    stop = "+callbacks.stop={_target_:engine.SignalAtStep,signal:SIGTERM,step:2,where:test}"
+    cut = command("eval.py", *common, stop, "trainer=cpu", f"output={tmp_path}/two")
+    assert cut.code == 143, cut.err
     two = run_subprocess(
         "eval.py",
         *(*common, "trainer=ddp", "trainer.devices=2", "trainer.accelerator=cpu", f"output={tmp_path}/two"),
     )
     assert two.code == 0, two.err
+    assert "scores of 2 of 7 videos are there already" in two.out
+    assert not (tmp_path / "two" / "scores").exists()
 
     alone, together = read_scores(tmp_path / "one"), read_scores(tmp_path / "two")
     assert len(alone) == 7, "an odd number: one of two processes repeats a video"
@@ -133,16 +142,121 @@ def test_a_wrong_input_is_one_line(
     assert expected in done.err
 
 
-def test_too_many_broken_videos_fail(command, tiny_checkpoint: Path, odd_tree: Path, tmp_path: Path) -> None:
-    done = command(
-        "eval.py",
-        *(f"checkpoint={tiny_checkpoint}", "data=folder", f"data.root={odd_tree}", "data.num_workers=0"),
-        f"output={tmp_path}/e",
-    )
+def test_too_many_broken_videos_fail(
+    command, tiny_checkpoint: Path, odd_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = [
+        f"checkpoint={tiny_checkpoint}",
+        "data=folder",
+        f"data.root={odd_tree}",
+        "data.num_workers=0",
+    ]
+    done = command("eval.py", *arguments, f"output={tmp_path}/e")
     assert done.code == 1
     assert "test: 1 of 7 videos are broken" in done.err
     assert "broken.mp4" in done.err
-    assert not (tmp_path / "e" / "results.json").exists()
+    assert "scores of 6 of 7 videos are kept; the same command with output=" in done.err
+    found = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert found["videos"] == 7
+    assert len(found["broken_videos"]) == 1
+    assert found["refused"].startswith("test: 1 of 7 videos are broken")
+    assert len(read_scores(tmp_path / "e")) == 7
+    assert "1 of 7 videos are broken" in (tmp_path / "e" / "report.html").read_text("utf-8")
+
+    # Repaired (here: allowed), only that video is read again.
+    seen = count_videos(monkeypatch)
+    done = command("eval.py", *arguments, "data.max_bad_fraction=0.2", f"output={tmp_path}/e")
+    assert done.code == 0, done.err
+    assert len(seen) == 1
+    again = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert again == found | {"refused": None}
+    assert not (tmp_path / "e" / "scores").exists()
+
+
+def count_videos(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Takes the numbers of the videos that are evaluated from now on in this process."""
+    seen: list[int] = []
+    update = VideoScores.update
+
+    def counted(self: VideoScores, *args: Any) -> None:
+        seen.extend(sorted(set(args[2].tolist())))
+        update(self, *args)
+
+    monkeypatch.setattr(VideoScores, "update", counted)
+    return seen
+
+
+def test_what_was_cut_off_goes_on(
+    command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 videos in batches of 4: stopped by Ctrl-C after 2 batches, killed while it writes the next ones."""
+    common = [f"checkpoint={tiny_checkpoint}", "data.num_workers=0", "data.batch_size=4", "trainer=cpu"]
+    whole = command("eval.py", *common, f"output={tmp_path}/whole")
+    assert whole.code == 0, whole.err
+
+    broken = [*common, f"output={tmp_path}/broken"]
+    handler = signal.getsignal(signal.SIGINT)
+    stop = "+callbacks.stop={_target_:engine.SignalAtStep,signal:SIGINT,step:2,where:test}"
+    done = command("eval.py", *broken, stop)
+    assert done.code == 130
+    assert done.err.splitlines()[-1] == (
+        "stopped by SIGINT; scores of 8 of 20 videos are kept; the same command with "
+        f"output={tmp_path}/broken goes on with the others"
+    )
+    assert signal.getsignal(signal.SIGINT) == handler
+    (kept,) = (tmp_path / "broken" / "scores").glob("*.bin")
+    kept.write_bytes(kept.read_bytes()[:-7])
+
+    # Another evaluation does not mix with it, and changes nothing.
+    before = (tmp_path / "broken" / "config.yaml").read_bytes()
+    done = command("eval.py", *broken, "views=2x1")
+    assert done.code == 1
+    assert "keeps scores of another evaluation: views was '1x1', is '2x1'. Choose another folder" in done.err
+    assert done.err.count("\n") == 1
+    assert (tmp_path / "broken" / "config.yaml").read_bytes() == before
+
+    seen = count_videos(monkeypatch)
+    done = command("eval.py", *broken)
+    assert done.code == 0, done.err
+    assert seen == list(range(4, 20)), "the batch that was cut short is read again"
+    scores, results = (
+        [(tmp_path / folder / name).read_text() for folder in ("whole", "broken")]
+        for name in ("scores.csv", "results.json")
+    )
+    assert scores[0] == scores[1]
+    assert results[0] == results[1]
+    assert not (tmp_path / "broken" / "scores").exists()
+
+
+def test_all_scores_are_there(
+    command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut off when everything was evaluated, and no page written."""
+    common = [f"checkpoint={tiny_checkpoint}", "data.num_workers=0", "trainer=cpu", f"output={tmp_path}/e"]
+    with monkeypatch.context() as patch:
+        patch.setattr("dtf.lit.kept_scores.KeptScores.remove", lambda self: None)
+        assert command("eval.py", *common).code == 0
+    results = (tmp_path / "e" / "results.json").read_text()
+    seen = count_videos(monkeypatch)
+    done = command("eval.py", *common)
+    assert done.code == 0, done.err
+    assert seen == []
+    assert (tmp_path / "e" / "results.json").read_text() == results
+    assert "Total length" not in done.err
+
+
+def test_a_training_is_not_evaluated_into_its_own_folder(
+    command, tiny_run: Path, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    files = {path: path.stat().st_mtime_ns for path in sorted(tiny_run.rglob("*"))}
+    done = command("eval.py", f"checkpoint={tiny_checkpoint}", f"output={tiny_run}")
+    assert done.code == 1
+    assert f"output={tiny_run} is the folder of a training" in done.err
+    assert {path: path.stat().st_mtime_ns for path in sorted(tiny_run.rglob("*"))} == files
+    # One that has not come to its first checkpoint.
+    (tmp_path / "config.yaml").write_bytes((tiny_run / "config.yaml").read_bytes())
+    done = command("eval.py", f"checkpoint={tiny_checkpoint}", f"output={tmp_path}")
+    assert "is the folder of a training" in done.err
 
 
 # ---- settings from a checkpoint are not trusted ----------------------------------------------------------

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
@@ -166,6 +167,7 @@ class VideoDataModule(LightningDataModule):
         self._given_class_names = class_names
         self._class_names: list[str] | None = None
         self._indexes: dict[str, VideoIndex] = {}
+        self._left_out: dict[str, np.ndarray] = {}
 
     # ---- what there is -------------------------------------------------------------------------------------
 
@@ -208,6 +210,10 @@ class VideoDataModule(LightningDataModule):
         if stage == "test" and self._split_path("test").resolve() != self._split_path("val").resolve():
             return "test split"
         return "validation split (on which training chooses its best checkpoint)"
+
+    def leave_out(self, stage: str, video_indices: np.ndarray) -> None:
+        """Do not read these videos in evaluations of a stage ("val" or "test")."""
+        self._left_out[stage] = video_indices
 
     def load_splits(self, stages: Sequence[str]) -> None:
         """Read the splits that are not read yet, and report the faults of all of them at once.
@@ -368,7 +374,7 @@ class VideoDataModule(LightningDataModule):
         dataset = EvalDataset(
             self.index(stage), sampling, transform, num_clips, self.max_read_seconds, self.decoder
         )
-        sampler = EpochSampler(len(dataset), shuffle=False)
+        sampler = EpochSampler(len(dataset), shuffle=False, left_out=self._left_out.get(stage))
         return self._loader(dataset, sampler, max(1, self.batch_size // dataset.num_views), drop_last=False)
 
     def _loader(

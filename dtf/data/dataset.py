@@ -286,6 +286,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: new order in each epoch; False: by index.
         seed: of the order.
         repeats: clips of each video per epoch, at least 1.
+        left_out: numbers of videos that are not yielded.
         rank, world_size: this process among all; None: as torch.distributed says, 0 of 1 without it.
 
     Attributes:
@@ -300,6 +301,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         shuffle: bool,
         seed: int = 0,
         repeats: int = 1,
+        left_out: np.ndarray | None = None,
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
@@ -310,6 +312,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
         self.shuffle = shuffle
         self.seed = seed
         self.repeats = repeats
+        self.left_out = np.empty(0, np.int64) if left_out is None else np.unique(left_out)
         self.epoch = 0
         self.skip = 0
         self._place = None if rank is None or world_size is None else (rank, world_size)
@@ -336,7 +339,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
 
     @property
     def _videos_per_rank(self) -> int:
-        return -(-self.num_videos // self.place[1])
+        return -(-(self.num_videos - len(self.left_out)) // self.place[1])
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         rank, world_size = self.place
@@ -344,6 +347,7 @@ class EpochSampler(Sampler[tuple[int, int]]):
             order = np.random.default_rng((self.seed, self.epoch)).permutation(self.num_videos)
         else:
             order = np.arange(self.num_videos)
+        order = order[~np.isin(order, self.left_out)]
         order = np.resize(order, self._videos_per_rank * world_size)  # numpy's resize repeats from the start
         clips = order[rank::world_size, None] + self.num_videos * np.arange(self.repeats)
         skip, self.skip = self.skip, 0

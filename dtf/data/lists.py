@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -62,6 +63,13 @@ class VideoIndex:
     def path(self, i: int) -> str:
         """Absolute path of video i."""
         return os.path.join(self.root, self.relative_path(i))
+
+    def digest(self) -> str:
+        """SHA-256 of the paths below the root, labels and listed frames: the same for the same list only."""
+        digest = hashlib.sha256()
+        for part in (self._offsets, self._bytes, self.labels, self.listed_frames):
+            digest.update(b"" if part is None else part.tobytes())
+        return digest.hexdigest()
 
     def usable_frames(self, i: int, present: int) -> int:
         """Frames of video i to choose from: all that are present.

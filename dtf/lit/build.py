@@ -144,9 +144,10 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
             processes, launcher.procs[:] = list(launcher.procs), []
             for process in processes:
                 # They have stopped at the same step, or else they wait for this one in a collective
-                # operation, where no signal but SIGKILL reaches them.
+                # operation, where no signal but SIGKILL reaches them. In a test they have nothing to save.
+                saving = isinstance(error, Stopped) and trainer.state.fn == "fit"
                 with suppress(subprocess.TimeoutExpired):
-                    process.wait(30 if isinstance(error, Stopped) else 0)
+                    process.wait(30 if saving else 0)
                 process.kill()
                 process.wait()
         raise

@@ -236,9 +236,8 @@ class VideoClassifier(pl.LightningModule):
         self.scores[stage].reset()
         self.evaluations[stage] = evaluation
         evaluation.check(stage, self.max_bad_fraction)
-        found = {"top1": evaluation.top1, "top5": evaluation.top5, "loss": evaluation.loss}
         # Every process has computed the same numbers from the scores of all.
-        for name, value in found.items():
+        for name, value in evaluation.metrics.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "top1", sync_dist=True)
 
     def _video_paths(self, stage: str, indices: Sequence[int]) -> list[str]:

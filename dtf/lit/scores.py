@@ -8,7 +8,7 @@ Letters: V videos, C classes, B clips of a batch, N clips seen by one process.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,6 +88,11 @@ class Evaluation:
         right = np.bincount(self.label[self.prediction == self.label], minlength=num_classes)
         return total, right
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The figures that are logged: top1, top5, loss."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.loss}
+
     def check(self, stage: str, max_bad_fraction: float) -> None:
         """Fail with the list when too many videos are broken, or where scores are no numbers.
 
@@ -101,26 +106,42 @@ class Evaluation:
                 f"{stage}: the network's scores of {odd.sum()} of {len(odd)} videos are not finite: its "
                 "weights are not, or numbers grow too large for trainer.precision (try bf16-mixed or 32-true)"
             )
+        if refusal := self.refusal(stage, max_bad_fraction):
+            raise RunError(refusal)
+
+    def refusal(self, stage: str, max_bad_fraction: float) -> str:
+        """Why this is no result: too many of the videos are broken. "" where it is one."""
         bad, total = len(self.errors), len(self.video_index)
         if bad <= max_bad_fraction * total:
-            return
+            return ""
         reasons = list(self.errors.values())
         shown = "; ".join(reasons[:10]) + (f"; and {bad - 10} more" if bad > 10 else "")
-        raise RunError(
+        return (
             f"{stage}: {bad} of {total} videos are broken, more than "
             f"data.max_bad_fraction={max_bad_fraction:g} allows: {shown}. "
             "Repair them, take them off the list, or raise data.max_bad_fraction"
         )
 
 
+Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[int, str]]
+"""(n,) videos, (n,) labels, (n, C) float64 sums over views, (n,) views, errors by video."""
+
+
 class VideoScores:
-    """Collects the scores of one evaluation on every process and puts them together at its end."""
+    """Collects the scores of one evaluation on every process and puts them together at its end.
+
+    Attributes:
+        keep: is given videos, sums and views of each batch's sound videos, to keep them elsewhere.
+        known: scores of videos that this evaluation does not read, on one process. `reset` leaves both.
+    """
 
     def __init__(self) -> None:
+        self.keep: Callable[[np.ndarray, np.ndarray, np.ndarray], None] | None = None
+        self.known: Part | None = None
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Forget what was added."""
         self._keys: list[np.ndarray] = []
         self._labels: list[np.ndarray] = []
         self._scores: list[np.ndarray] = []
@@ -149,10 +170,15 @@ class VideoScores:
         for index, text in zip(video.tolist(), error, strict=True):
             if text:
                 self._errors.setdefault(index, text)
+        if self.keep is not None:
+            keys, first = np.unique(self._keys[-1], return_index=True)
+            videos, _, sums, num_views = _sum_views(keys, self._scores[-1][first])
+            sound = ~np.isin(videos, list(self._errors))
+            self.keep(videos[sound], sums[sound], num_views[sound])
 
     def compute(self) -> Evaluation:
         """Put the scores of all processes together. Every process must call it and gets the same answer."""
-        if not self._keys and _world_size() == 1:
+        if not self._keys and self.known is None and _world_size() == 1:
             raise RunError(
                 "the evaluation has no videos: look at the list of this split, or at limit_*_batches"
             )
@@ -167,14 +193,12 @@ class VideoScores:
         keep = ~np.isin(keys, taken)
         keys, first = keys[keep], first[keep]
 
+        mine = [] if self.known is None else [self.known]
         if len(keys):
-            scores = np.concatenate(self._scores)[first].astype(np.float64)
+            videos, start, sums, num_views = _sum_views(keys, np.concatenate(self._scores)[first])
             labels = np.concatenate(self._labels)[first]
-            videos, start, count = np.unique(keys >> _VIEW_BITS, return_index=True, return_counts=True)
-            part = (videos, labels[start], np.add.reduceat(scores, start, axis=0), count, self._errors)
-        else:
-            part = None
-        parts = [p for p in _all_gather(part) if p is not None]
+            mine.append((videos, labels[start], sums, num_views, self._errors))
+        parts = [part for parts in _all_gather(mine) for part in parts]
         if not parts:
             raise RunError("the evaluation has no videos: look at the list of this split")
 
@@ -193,6 +217,12 @@ class VideoScores:
         sums /= num_views[:, None]
         sums[np.isin(video_index, list(errors))] = np.nan
         return Evaluation(video_index, label, sums, num_views, errors)
+
+
+def _sum_views(keys: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Videos, the first row of each, float64 sums of their rows and numbers of rows; keys ascend."""
+    videos, start, count = np.unique(keys >> _VIEW_BITS, return_index=True, return_counts=True)
+    return videos, start, np.add.reduceat(scores.astype(np.float64), start, axis=0), count
 
 
 def _mean(values: np.ndarray) -> float:

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -194,8 +196,7 @@ class StopOnSignal(Checkpoint):
         return int(received)
 
     def _stop(self, trainer: pl.Trainer, signum: int) -> NoReturn:
-        environment = getattr(trainer.strategy, "cluster_environment", None)
-        started_here = environment is None or isinstance(environment, LightningEnvironment)
+        started_here = _starts_processes(trainer)
         if trainer.is_global_zero:
             last = _last(trainer)
             saved = shown(last.path) if last and last.path.is_file() else "nothing"
@@ -211,6 +212,41 @@ class StopOnSignal(Checkpoint):
                 _requeue()
         # Lightning kills a run one of whose processes fails; the first one says what the run ended with.
         raise Stopped(0 if started_here and trainer.local_rank > 0 else 128 + signum)
+
+
+@contextmanager
+def stoppable(trainer: pl.Trainer, say: Callable[[], str]) -> Iterator[None]:
+    """Let SIGTERM, SIGUSR1 and Ctrl-C end at once what saves its work as it goes.
+
+    Exit codes and what becomes of a Slurm job are those of `StopOnSignal`.
+
+    Args:
+        trainer: at work inside.
+        say: what is saved and how to go on, for the line that is printed.
+    """
+    before = {signum: signal.getsignal(signum) for signum in STOP_SIGNALS}
+    for signum in STOP_SIGNALS:
+        _handle(signum, _end_now)
+    try:
+        yield
+    except Stopped as stop:
+        received = signal.Signals(int(str(stop.code)) - 128)
+        if trainer.is_global_zero:
+            print(f"stopped by {received.name}; {say()}", file=sys.stderr)
+            if received.name == "SIGUSR1" and "SLURM_JOB_ID" in os.environ:
+                _requeue()
+        elif _starts_processes(trainer) and trainer.local_rank > 0:
+            raise Stopped(0) from None  # the first process says what the run ended with
+        raise
+    finally:
+        for signum, handler in before.items():
+            _handle(signum, handler)
+
+
+def _starts_processes(trainer: pl.Trainer) -> bool:
+    """Whether the first process of a machine has started the others."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return environment is None or isinstance(environment, LightningEnvironment)
 
 
 def _last(trainer: pl.Trainer) -> LastCheckpoint | None:

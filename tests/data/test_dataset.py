@@ -174,6 +174,17 @@ def test_every_video_once_over_ranks(num_videos, world_size, shuffle):
         assert len(together) - num_videos < world_size
 
 
+@pytest.mark.parametrize("left_out", [[], [0, 3], [4], list(range(5))])
+def test_videos_that_are_left_out(left_out):
+    samplers = [
+        EpochSampler(5, shuffle=False, left_out=np.array(left_out, np.int64), rank=r, world_size=2)
+        for r in range(2)
+    ]
+    seen = [[index for _, index in sampler] for sampler in samplers]
+    assert len(seen[0]) == len(seen[1]) == len(samplers[0]) == (6 - len(left_out)) // 2
+    assert set(seen[0]) | set(seen[1]) == set(range(5)) - set(left_out)
+
+
 def test_order_is_a_function_of_seed_and_epoch():
     def order(seed: int, epoch: int) -> list[int]:
         sampler = EpochSampler(50, shuffle=True, seed=seed)
