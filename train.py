@@ -17,7 +17,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
     Returns:
         The last metrics of training, the best one of those by which the checkpoint was chosen
-        ("val/top1_best"), those of the test ("test/top1", ...). results.json keeps them.
+        ("val/top1_best"), those of the test ("test/top1", ...). results.json keeps them. Without validation
+        (data.splits.val=null) there is no best checkpoint, and without a test split as well no evaluation.
     """
     import logging
     import math
@@ -39,16 +40,19 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.report import write_report
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
+    if OmegaConf.select(cfg, "data.splits.val", default="val") is None:
+        cfg.trainer.limit_val_batches = 0
     config = plain(cfg)
     build.check_top_level(cfg, build.TRAIN_SETTINGS)
     done = resume.finished(folder, config)
     if done is not None and not cfg.find_lr:
-        log.info("%s is finished (test top-1 %.2f%%): nothing to do", folder, 100 * done["top1"])
+        tested = f" (test top-1 {done['top1']:.2%})" if "top1" in done else ""
+        log.info("%s is finished%s: nothing to do", folder, tested)
         return done["metrics"]
 
     data = build.build_data(cfg.data)
-    test_stage = "test" if data.splits["test"] else "val"
-    data.load_splits(["train", "val", test_stage])
+    data.load_splits(["train", *(stage for stage in ("val", "test") if data.splits[stage])])
+    test_stage = next((stage for stage in ("test", "val") if data.splits[stage]), None)
     torch.manual_seed(cfg.seed)
     network = build.build_network(cfg.model, data)
     description = describe(network, data.class_names, config["data"] | {"root": data.root}, config)
@@ -113,8 +117,11 @@ def main(cfg: DictConfig) -> dict[str, float]:
         # There is no best one where no epoch was validated.
         best = folder / "checkpoints" / "best.ckpt"
         tested = best if best.is_file() else last
-        evaluate = trainer.test if test_stage == "test" else trainer.validate
-        evaluate(model, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
+        if test_stage is None:
+            network.load_state_dict(load_checkpoint(tested).state_dict)
+        else:
+            evaluate = trainer.test if test_stage == "test" else trainer.validate
+            evaluate(model, datamodule=data, ckpt_path=tested, weights_only=True, verbose=False)
         metrics |= {name: float(value) for name, value in trainer.callback_metrics.items()}
     if trainer.is_global_zero:
         weights = folder / "model.safetensors"
@@ -122,15 +129,19 @@ def main(cfg: DictConfig) -> dict[str, float]:
         shared = {k: v for k, v in description["data"].items() if k != "root"}
         save_weights(weights, network, {"class_names": description["class_names"], "data": shared})
         title = f"{network.name} on {data.name}"
-        evaluation = model.evaluations[test_stage]
         figures = {
             "seconds": seconds,
             "metrics": {name: value if math.isfinite(value) else None for name, value in metrics.items()},
             "config": config,
         }
-        found = report.write_all(folder, evaluation, data, test_stage, title, figures)
+        if test_stage is None:
+            found, split = report.write_untested(folder, figures), "neither validated nor tested"
+        else:
+            evaluation = model.evaluations[test_stage]
+            found = report.write_all(folder, evaluation, data, test_stage, title, figures)
+            split = data.describe_split(test_stage)
         report.print_results(
-            f"{title}, {data.describe_split(test_stage)}, {tested.stem} checkpoint",
+            f"{title}, {split}, {tested.stem} checkpoint",
             found,
             [
                 ("checkpoint", report.shown(tested)),

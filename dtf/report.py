@@ -325,9 +325,9 @@ def _result(run: Run) -> str:
     lines += [(name, found.get(name)) for name in ("checkpoint", "views")]
     lines.append(("split", found.get("split_is")))
     lines.append(("folder", str(run.folder.resolve())))
-    if not found:
-        note = '<p class="note">This run is not finished: there is no result yet.</p>'
-        return note + _pairs(lines)
+    if "top1" not in found:
+        note = "Neither validated nor tested." if found else "This run is not finished: there is no result yet."
+        return f'<p class="note">{note}</p>{_pairs(lines)}'
     cards = [
         ("top-1", f"{found['top1']:.2%}"),
         ("top-5", f"{found['top5']:.2%}"),
@@ -401,7 +401,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS_SHOWN) -> tuple[np.n
 def _confusions(run: Run) -> str:
     from dtf.lit import pictures
 
-    if not run.results:
+    if "per_class" not in run.results:
         return ""
     names = list(run.results["per_class"])
     number = {cell(name): i for i, name in enumerate(names)}
@@ -430,7 +430,7 @@ def _confusions(run: Run) -> str:
 
 
 def _classes(run: Run) -> str:
-    if not run.results:
+    if "per_class" not in run.results:
         return ""
     found = [(name, entry) for name, entry in run.results["per_class"].items() if entry["videos"]]
     found.sort(key=lambda item: (-item[1]["accuracy"], item[0]))

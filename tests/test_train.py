@@ -230,6 +230,27 @@ def test_wandb_without_an_account_says_what_to_do(command, tiny_data, tmp_path, 
     assert "logger.wandb.offline=true" in done.err
 
 
+@pytest.mark.parametrize("tested", [True, False])
+def test_training_without_validation(command, tiny_data: list[str], tmp_path: Path, tested: bool) -> None:
+    splits = ["data.splits.val=null", *([] if tested else ["data.splits.test=null"])]
+    settings = [*tiny_data, *splits, "debug=step", "logger=csv", f"output={tmp_path}/run"]
+    done = command("train.py", *settings)
+    assert done.code == 0, done.err
+    split = "test split" if tested else "neither validated nor tested"
+    assert f"dtf_tiny on motion, {split}, last checkpoint" in done.out
+    assert ("top-1" in done.out.split(split)[1]) == tested
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert ("top1" in found) == tested
+    assert not any(name.startswith("val/") for name in found["metrics"])
+    assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
+    assert (tmp_path / "run" / "report.html").is_file()
+    last = load_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    network, _ = load_weights(tmp_path / "run" / "model.safetensors")
+    assert_same(dict(network.state_dict()), dict(last.build_network().state_dict()))
+    # The same command again.
+    assert "is finished" in command("train.py", *settings).out
+
+
 # ---- wrong settings: one line, exit code 1 ---------------------------------------------------------------
 
 

@@ -355,10 +355,8 @@ class VideoDataModule(LightningDataModule):
         sampler = EpochSampler(len(index), shuffle=True, seed=self.seed, repeats=self.repeats)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
 
-    def val_dataloader(self) -> ResumableLoader | list[Any]:
-        """One central view of every validation video; nothing where data.splits.val is null."""
-        if self.splits["val"] is None:
-            return []
+    def val_dataloader(self) -> ResumableLoader:
+        """One central view of every validation video."""
         return self._eval_loader("val", self.val_transform, 1)
 
     def test_dataloader(self) -> ResumableLoader:

@@ -87,6 +87,12 @@ def write_all(
     return found
 
 
+def write_untested(folder: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """Write results.json of a run that has videos for training only. Returns what it found: nothing."""
+    write_json(folder / RESULTS, about)
+    return {}
+
+
 def confused_pairs(confusion: np.ndarray, limit: int = 10) -> list[tuple[int, int, int]]:
     """The largest entries off the diagonal of a (C, C) matrix: (class, taken for, videos)."""
     wrong = confusion.copy()
@@ -147,12 +153,21 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
 
     Args:
         title: above the table.
-        found: from `results`.
+        found: from `results`; empty: nothing was evaluated, and there is no table.
         notes: lines (what, value) below the table, at least one.
     """
     console = Console(highlight=False)
     # Not the table's own title, which would be folded to the width of the figures.
     console.print(f"[italic]{markup(title)}[/italic]", soft_wrap=True)
+    if found:
+        console.print(_table(found))
+    # Not in the table: a folded command cannot be copied.
+    width = max(len(what) for what, _ in notes)
+    for what, value in notes:
+        console.print(f"{what:<{width}}  {markup(value)}", soft_wrap=True)
+
+
+def _table(found: dict[str, Any]) -> Table:
     table = Table(show_header=False)
     table.add_column()
     table.add_column(overflow="fold")
@@ -174,11 +189,7 @@ def print_results(title: str, found: dict[str, Any], notes: Sequence[tuple[str, 
         for entry in found["confused_pairs"][:5]:
             pair = f"{markup(entry['class'])} → {markup(entry['taken_for'])}"
             table.add_row("confused", f"{pair}  ({entry['videos']})")
-    console.print(table)
-    # Not in the table: a folded command cannot be copied.
-    width = max(len(what) for what, _ in notes)
-    for what, value in notes:
-        console.print(f"{what:<{width}}  {markup(value)}", soft_wrap=True)
+    return table
 
 
 def shown(path: Path) -> str:
