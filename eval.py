@@ -61,7 +61,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     changed = apply_stored(cfg.data, checkpoint.data, HydraConfig.get().overrides.task)
     if cfg.views is not None:
         cfg.data.test_views = cfg.views
-    if changed and is_first_process():
+    if changed:
         log.info("from the checkpoint: %s", ", ".join(changed))
 
     network = checkpoint.build_network()

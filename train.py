@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtf.lit import resume
-from dtf.lit.command import command, is_first_process, plain, run_folder
+from dtf.lit.command import CONF, command, is_first_process, plain, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,6 +24,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     import math
 
     import torch
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
@@ -46,8 +47,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
     build.check_top_level(cfg, build.TRAIN_SETTINGS)
     done = resume.finished(folder, config)
     if done is not None and not cfg.find_lr:
-        tested = f" (test top-1 {done['top1']:.2%})" if "top1" in done else ""
-        log.info("%s is finished%s: nothing to do", folder, tested)
+        result = f" (test top-1 {done['top1']:.2%})" if "top1" in done else ""
+        log.info("%s is finished%s: nothing to do", folder, result)
         return done["metrics"]
 
     data = build.build_data(cfg.data)
@@ -99,6 +100,11 @@ def main(cfg: DictConfig) -> dict[str, float]:
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))
         build.print_start(network, data, config["optim"], trainer, folder)
+        recipes = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
+        overrides = HydraConfig.get().overrides.task
+        name = config["model"]["name"]
+        if hint := build.recipe_hint(name, data.name, data.clip_length, overrides, recipes):
+            log.warning(hint)
 
     with build.running(trainer):
         if is_first_process():

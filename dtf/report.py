@@ -326,7 +326,9 @@ def _result(run: Run) -> str:
     lines.append(("split", found.get("split_is")))
     lines.append(("folder", str(run.folder.resolve())))
     if "top1" not in found:
-        note = "Neither validated nor tested." if found else "This run is not finished: there is no result yet."
+        note = (
+            "Neither validated nor tested." if found else "This run is not finished: there is no result yet."
+        )
         return f'<p class="note">{note}</p>{_pairs(lines)}'
     cards = [
         ("top-1", f"{found['top1']:.2%}"),

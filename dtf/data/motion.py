@@ -16,6 +16,7 @@ Shape letters: N frames, H = W = SIZE_PX pixels.
 """
 
 import json
+import logging
 import math
 import os
 import shutil
@@ -34,6 +35,8 @@ import torch.nn.functional as F
 from rich.progress import track
 
 from dtf.data.datamodule import VideoDataModule
+
+log = logging.getLogger(__name__)
 
 PAIRS = (
     ("translate_right", "translate_left"),
@@ -187,7 +190,13 @@ def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: 
 
         # Drawing and encoding both release the interpreter lock: threads are enough.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for _ in track(pool.map(write, jobs), total=len(jobs), description=f"Writing {root.name} videos"):
+            clips = track(
+                pool.map(write, jobs),
+                total=len(jobs),
+                description=f"Writing {root.name} videos",
+                disable=not log.isEnabledFor(logging.INFO),
+            )
+            for _ in clips:
                 pass
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         partial.chmod(0o755)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import re
 import subprocess
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -44,6 +46,7 @@ TRAIN_SETTINGS = (
     *("model", "data", "optim", "trainer", "logger", "callbacks"),
     *(
         "output",
+        "quiet",
         "seed",
         "nonfinite",
         "label_smoothing",
@@ -55,7 +58,7 @@ TRAIN_SETTINGS = (
         "grad_checkpointing",
     ),
 )
-EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output")
+EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output", "quiet")
 
 
 def check_top_level(cfg: DictConfig, allowed: Sequence[str]) -> None:
@@ -113,6 +116,47 @@ def check_fits(checkpoint: Checkpoint, data: VideoDataModule) -> None:
         )
     if faults:
         raise ValueError(f"{checkpoint.path} does not fit: {'; '.join(faults)}")
+
+
+def recipe_hint(
+    network: str, data: str, clip_length: int, overrides: Sequence[str], recipes: Sequence[str]
+) -> str | None:
+    """What to say where the default recipe, which is made for the motion data, meets something larger.
+
+    Args:
+        network: its registered name.
+        data: name of the data set.
+        clip_length: frames.
+        overrides: of the run, as they were given.
+        recipes: options of `experiment`: DATA_NETWORK_FRAMESf.
+
+    Returns:
+        None where the recipe was chosen, or fits.
+    """
+    keys = [re.split(r"[=@]", text.lstrip("+~"))[0] for text in overrides]
+    own = ("experiment", "debug", "optim", "trainer.max_epochs", "trainer.max_steps", "model.pretrained")
+    found = [re.fullmatch(r"([^_]+)_(.+)_(\d+)f", recipe) for recipe in recipes]
+    known = [(m[0], m[1], m[2], int(m[3])) for m in found if m]
+    fits = architecture(network).pocket and data not in {recipe[1] for recipe in known}
+    if fits or any(key == o or key.startswith(f"{o}.") for key in keys for o in own):
+        return None
+    family = re.match("[^_]+_[a-z]+", network)
+    near = [recipe for recipe in known if family and recipe[2].startswith(family[0])]
+    hint = "the recipe is the default one, for small networks on the motion data"
+    if not near:
+        return f"{hint}; docs/recipes.md has others"
+    # Data of one's own: the data set that most recipes are for.
+    count = Counter(recipe[1] for recipe in known)
+    name, of_data, *_ = max(
+        near,
+        key=lambda r: (
+            r[1] == data,
+            sum(architecture(r[2]).defaults.get(k) == v for k, v in architecture(network).defaults.items()),
+            count[r[1]],
+            -abs(r[3] - clip_length),
+        ),
+    )
+    return f"{hint}; nearest published one: experiment={name}" + (f" data={data}" if of_data != data else "")
 
 
 def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:
@@ -231,6 +275,11 @@ def build_trainer(
     warnings.filterwarnings(
         "ignore", message=r"`ModelCheckpoint\(monitor=.* could not find the monitored key"
     )
+    # Short epochs have their loss as a whole.
+    warnings.filterwarnings(
+        "ignore", message=r"The number of training batches .* is smaller than the logging"
+    )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.
@@ -278,7 +327,9 @@ def _build_profiler(name: str, folder: Path) -> Any:
 def print_start(
     network: VideoNetwork, data: VideoDataModule, optim: Mapping[str, Any], trainer: pl.Trainer, folder: Path
 ) -> None:
-    """Say what is about to be trained, with the table of parameter groups."""
+    """Say what is about to be trained, with the table of parameter groups; unless the log is quiet."""
+    if not log.isEnabledFor(logging.INFO):
+        return
     console = Console(highlight=False)
     table = Table(title=f"{markup(network.name)} on {markup(data.name)}", title_justify="left")
     table.add_column("parameters", no_wrap=True)

@@ -11,7 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
-from rich.console import Console
+from rich import get_console
 
 from dtf.data.dataset import Batch
 from dtf.lit.command import RunError, run_folder
@@ -69,7 +69,20 @@ def last_checkpoint(every_n_steps: int | None = None) -> LastCheckpoint:
 
 
 class ProgressBar(RichProgressBar):
-    """Lightning's bar without the number of the logger's folder."""
+    """Lightning's bar: epochs count from 1, the number of the logger's folder is left out.
+
+    There is none where the log shows no INFO (`quiet=true`).
+    """
+
+    @property
+    def is_enabled(self) -> bool:
+        """Whether it is drawn."""
+        return super().is_enabled and log.isEnabledFor(logging.INFO)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        last = self.trainer.max_epochs
+        text = f"Epoch {current_epoch + 1}" + (f"/{last}" if last not in (None, -1) else "")
+        return text.ljust(len(self.validation_description))
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What the bar shows beside the count."""
@@ -231,7 +244,7 @@ class EpochLine(Callback):
         """Print it."""
         # Reading them sums over processes, so every process has to: the first one alone would wait for ever.
         metrics = trainer.callback_metrics
-        if not trainer.is_global_zero:
+        if not trainer.is_global_zero or not log.isEnabledFor(logging.INFO):
             return
         last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
         parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{last}" if last else "")]
@@ -245,7 +258,8 @@ class EpochLine(Callback):
             if name in metrics and (self._validated or name != "val/top1"):
                 parts.append(f"{text} {float(metrics[name]):{form}}")
         self._validated = False
-        Console(highlight=False, soft_wrap=True).print("  ".join(parts))
+        # The console of the bar, which makes room.
+        get_console().print("  ".join(parts), highlight=False, soft_wrap=True)
 
 
 class RepeatFirstBatch(Callback):

@@ -120,6 +120,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
         def task(cfg: DictConfig) -> Any:
             # Hydra has made the handlers by now.
             escape_logs()
+            _set_up_log(cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
                 return _run_of_sweep(script, cfg, full_error)
             with (
@@ -154,6 +155,32 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
         return main
 
     return decorate
+
+
+class _Screen:
+    """What sys.stdout is at the time: a bar of rich takes its place, and makes room for each line."""
+
+    def write(self, text: str) -> int:
+        """Write there."""
+        return sys.stdout.write(text)
+
+    def flush(self) -> None:
+        """Flush it."""
+        sys.stdout.flush()
+
+
+def _set_up_log(cfg: DictConfig) -> None:
+    """One process says what there is to say; the others warn only, and give their number."""
+    root, first = logging.getLogger(), is_first_process()
+    if cfg.get("quiet") or not first:
+        root.setLevel(max(root.level, logging.WARNING))
+    for handler in root.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream is sys.stdout:
+            handler.setStream(_Screen())
+        if not first:
+            rank = next(os.environ[k] for k in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if k in os.environ)
+            form = f"[%(asctime)s][process {rank}][%(name)s][%(levelname)s] - %(message)s"
+            handler.setFormatter(logging.Formatter(form))
 
 
 def plain(cfg: Any) -> Any:

@@ -31,6 +31,7 @@ _SHOWN = 200  # characters of an entry in a message
 # Where a run happens and what it shows, not what it computes.
 _FREE = (
     "output",
+    "quiet",
     "logger",
     "callbacks",
     "data.root",

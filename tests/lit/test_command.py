@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import logging
 import re
 import sys
+from collections.abc import Iterator
+from types import SimpleNamespace as Namespace
 
 import pytest
 from engine import REPOSITORY
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from dtf.lit import command
 from dtf.lit.command import RunError, explain, nearest, one_line_errors
@@ -137,6 +141,55 @@ def test_full_error(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_nearest() -> None:
     assert nearest("lrr", ["lr", "momentum"]) == "; did you mean lr?"
     assert nearest("zzz", ["lr", "momentum"]) == ""
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch) -> Iterator[io.StringIO]:
+    """What a run's log shows, set up as Hydra does it."""
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    root.handlers[:] = [logging.StreamHandler(sys.stdout)]
+    root.setLevel(logging.INFO)
+    written = io.StringIO()
+    yield written
+    root.handlers[:], root.level = before
+
+
+def test_the_log_goes_to_where_stdout_is(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    command._set_up_log(OmegaConf.create({"quiet": False}))
+    # As a progress bar does.
+    monkeypatch.setattr(sys, "stdout", screen)
+    logging.getLogger("x").info("a line")
+    assert screen.getvalue() == "a line\n"
+
+
+def test_a_quiet_run_warns_only(screen: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    command._set_up_log(OmegaConf.create({"quiet": True}))
+    monkeypatch.setattr(sys, "stdout", screen)
+    logging.getLogger("x").info("a line")
+    logging.getLogger("x").warning("a warning")
+    assert screen.getvalue() == "a warning\n"
+
+
+def test_other_processes_warn_with_their_number(screen: io.StringIO, monkeypatch) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    command._set_up_log(OmegaConf.create({"quiet": False}))
+    monkeypatch.setattr(sys, "stdout", screen)
+    logging.getLogger("x").info("a line")
+    logging.getLogger("x").warning("a warning")
+    assert re.fullmatch(r"\[[^]]+\]\[process 3\]\[x\]\[WARNING\] - a warning\n", screen.getvalue())
+
+
+def test_people_count_epochs_from_one() -> None:
+    from dtf.lit.callbacks import ProgressBar
+
+    bar = ProgressBar()
+    bar._trainer = Namespace(max_epochs=6)
+    assert bar._get_train_description(0) == "Epoch 1/6 "
+    bar._trainer = Namespace(max_epochs=-1)
+    assert bar._get_train_description(0).rstrip() == "Epoch 1"
 
 
 def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,36 @@ def test_optim(option: str) -> None:
     assert OptimConfig.from_mapping(plain(cfg.optim)).name == option
 
 
-def test_the_table_shows_every_group(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+RECIPES = options("experiment")
+
+
+@pytest.mark.parametrize(
+    ("network", "data", "overrides", "nearest"),
+    [
+        ("dtf_swin_tiny", "k400", ["model=dtf_swin", "data=k400"], "k400_dtf_swin_small_16f"),
+        ("dtf_resnet50", "ssv2", ["data.clip_length=32"], "ssv2_dtf_resnet50_32f"),
+        ("c2d_resnet101", "diving48", [], "diving48_c2d_resnet50_16f"),
+        ("dtf_resnet50", "folder", [], "k400_dtf_resnet50_16f data=folder"),
+    ],
+)
+def test_the_default_recipe_names_one_that_fits(network, data, overrides, nearest) -> None:
+    clip = 32 if "data.clip_length=32" in overrides else 16
+    hint = build.recipe_hint(network, data, clip, overrides, RECIPES)
+    assert hint is not None
+    assert hint.endswith(f"experiment={nearest}")
+    own = ("experiment=x", "optim=sgd", "optim.lr=1", "++trainer.max_epochs=9", "model.pretrained=true")
+    for given in own:
+        assert build.recipe_hint(network, data, clip, [*overrides, given], RECIPES) is None
+
+
+def test_the_default_recipe_is_right_for_small_networks() -> None:
+    assert build.recipe_hint("dtf_tiny", "motion", 8, [], RECIPES) is None
+    assert build.recipe_hint("c2d_tiny", "folder", 8, [], RECIPES) is None
+    for network, data in (("dtf_tiny", "k400"), ("ptv_slow_r50", "motion")):
+        assert (build.recipe_hint(network, data, 8, [], RECIPES) or "").endswith("docs/recipes.md has others")
+
+
+def test_the_table_shows_every_group(folder: Path, capsys, caplog: pytest.LogCaptureFixture) -> None:
     overrides = ["model=c2d_tiny", "optim.lr_scale={backbone.fc:10,*.bias:2}", "optim.layer_decay=0.5"]
     cfg = settings(
         *overrides, "optim.lr=0.08", "optim.weight_decay=0.07", "trainer=cpu", "data.root=/no/where"
@@ -128,6 +157,9 @@ def test_the_table_shows_every_group(folder: Path, capsys: pytest.CaptureFixture
     data = build.instantiate(cfg.data)
     network = build.build_network(cfg.model, data)
     trainer = build.build_trainer(cfg.trainer, folder, [], [])
+    build.print_start(network, data, plain(cfg.optim), trainer, folder)
+    assert capsys.readouterr().out == ""
+    caplog.set_level("INFO")
     build.print_start(network, data, plain(cfg.optim), trainer, folder)
     rows = [line.replace("│", " ").split() for line in capsys.readouterr().out.splitlines()]
     assert ["layer_5/backbone.fc/decay", "1", "1,280", "0.8", "0.07"] in rows
