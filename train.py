@@ -102,8 +102,8 @@ def main(cfg: DictConfig) -> dict[str, float]:
         build.print_start(network, data, config["optim"], trainer, folder)
         recipes = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
         overrides = HydraConfig.get().overrides.task
-        name = config["model"]["name"]
-        if hint := build.recipe_hint(name, data.name, data.clip_length, overrides, recipes):
+        names = config["model"]["name"], config["data"]["name"]
+        if hint := build.recipe_hint(*names, data.clip_length, overrides, recipes):
             log.warning(hint)
 
     with build.running(trainer):
