@@ -46,7 +46,7 @@ IR_VERSION = 9
 """Of the ONNX file; onnxruntime reads both from 1.17 on."""
 
 _CHECKED_CLIPS = 3  # then one of them alone: the graph was traced with two
-_EXTERNAL_ABOVE_BYTES = 1_900_000_000  # a protobuf file ends at 2 GB
+_MOST_ONNX_BYTES = 1_900_000_000  # a protobuf file ends at 2 GB
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Exported:
 
     Attributes:
         path: of the file.
-        num_bytes: its size, with that of `model.onnx.data` where the weights need a file of their own.
+        num_bytes: its size.
         difference: largest one of its logits from the network's, relative to the largest logit.
         seconds: that writing and checking took.
     """
@@ -115,7 +115,7 @@ def export(
     written = []
     for kind in formats:
         begin = time.perf_counter()
-        # In a folder of its own until it has proved right: ONNX weights above 2 GB are a second file.
+        # In a folder of its own until it has proved right.
         with tempfile.TemporaryDirectory(dir=folder, prefix=".exporting-") as scratch:
             target = Path(scratch, NAMES[kind])
             if kind == "safetensors":
@@ -132,10 +132,8 @@ def export(
                     f"{NAMES[kind]} is not kept: its logits on random clips differ from those of the network "
                     f"by {difference:.1e} of the largest one, allowed are {TOLERANCE:.0e}"
                 )
-            files = sorted(Path(scratch).iterdir())
-            num_bytes = sum(file.stat().st_size for file in files)
-            for file in files:
-                os.replace(file, folder / file.name)
+            num_bytes = target.stat().st_size
+            os.replace(target, folder / target.name)
         seconds = time.perf_counter() - begin
         written.append(Exported(folder / NAMES[kind], num_bytes, difference, seconds))
         if on_written is not None:
@@ -207,10 +205,10 @@ def write_program(path: Path, program: ExportedProgram, description: dict[str, s
 
 
 def write_onnx(path: Path, program: ExportedProgram, description: dict[str, str]) -> None:
-    """Save a graph with its description as an ONNX file; weights above 2 GB in PATH.data beside it.
+    """Save a graph with its description as an ONNX file.
 
     Raises:
-        ValueError: the graph has an operation without an ONNX form.
+        ValueError: the graph has an operation without an ONNX form, or weights of 2 GB.
     """
     import torch
     from torch.onnx.errors import OnnxExporterError
@@ -237,7 +235,10 @@ def write_onnx(path: Path, program: ExportedProgram, description: dict[str, str]
     model.ir_version = IR_VERSION
     model.producer_name = "dtf"
     num_bytes = sum(v.const_value.nbytes for v in model.graph.initializers.values() if v.const_value)
-    exported.save(path, external_data=num_bytes > _EXTERNAL_ABOVE_BYTES)
+    if num_bytes > _MOST_ONNX_BYTES:
+        # More would go to a second file, which a graph names by its path: such files are not opened here.
+        raise ValueError(f"its weights have {num_bytes} bytes, an ONNX file ends at 2 GB: use another format")
+    exported.save(path, external_data=False)
 
 
 def _difference(found: torch.Tensor, wanted: torch.Tensor) -> float:

@@ -25,6 +25,8 @@ from dtf.lit.checkpoint import load_checkpoint
 from dtf.lit.options import DEVICES, choose_device
 from dtf.lit.stored import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
+from dtf.models.rebuild import read_json
+from dtf.onnx_file import check_onnx
 
 FORMAT = "dtf-export-1"
 METADATA_FILE = "dtf.json"
@@ -173,7 +175,7 @@ def _read_description(
             f"{FORMAT!r})"
         )
     try:
-        names, data = json.loads(texts["class_names"]), json.loads(texts["data"])
+        names, data = read_json(texts["class_names"]), read_json(texts["data"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged description: {error!r}") from error
     check_description(path, names, data, num_classes)
@@ -204,7 +206,7 @@ def _open_program(path: Path, place: torch.device, trust: bool) -> Classifier:
         reason = (str(error).strip() or repr(error)).splitlines()[0]
         raise ValueError(f"{path} cannot be loaded with torch {torch.__version__}: {reason}") from error
     try:
-        description = json.loads(texts[METADATA_FILE] or "{}")
+        description = read_json(texts[METADATA_FILE] or "{}")
     except ValueError:
         description = {}
     [logits] = program.graph.output_node().args[0]
@@ -220,7 +222,10 @@ def _open_onnx(path: Path, device: str) -> Classifier:
     _check_file(path)
     session = onnx_session(path, device)
     metadata = session.get_modelmeta().custom_metadata_map
-    names, data = _read_description(path, metadata, session.get_outputs()[0].shape[-1])
+    shapes = [node.shape for node in session.get_outputs()]
+    if len(shapes) != 1 or len(shapes[0] or ()) != 2:
+        raise ValueError(f"{path}: its outputs are {shapes}, expected logits (batch, classes) alone")
+    names, data = _read_description(path, metadata, shapes[0][1])
     inputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_inputs()]
     expected = ("video", "tensor(uint8)", [data["clip_length"], data["crop_px"], data["crop_px"], 3])
     if inputs != [expected]:
@@ -237,7 +242,8 @@ def onnx_session(path: Path, device: str = "cpu") -> Any:
     """An `onnxruntime.InferenceSession` of a file.
 
     Raises:
-        ValueError: onnxruntime is not installed or has no such device, or the file is no ONNX graph.
+        ValueError: onnxruntime is not installed or has no such device, or the file is no ONNX graph that
+            holds all of its numbers itself.
     """
     try:
         import onnxruntime
@@ -253,6 +259,7 @@ def onnx_session(path: Path, device: str = "cpu") -> Any:
     if has_cuda and device != "cpu":
         index = int(device[5:] or 0) if device != "auto" else 0
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+    check_onnx(path)
     failures: tuple[type[Exception], ...] = (
         *(state.Fail, state.InvalidArgument, state.InvalidGraph, state.InvalidProtobuf, state.NoModel),
         *(state.NoSuchFile, state.NotImplemented, state.RuntimeException, RuntimeError),

@@ -20,6 +20,7 @@ import dtf.export
 from dtf.export import NAMES, TOLERANCE, export, main
 from dtf.lit.checkpoint import describe
 from dtf.models import DTFBlock, create_model, load_weights, save_weights
+from dtf.onnx_file import MESSAGES, check_onnx
 from dtf.predict import Predictor
 from dtf.predict import main as predict
 from dtf.serving import ServedNetwork, load_network, open_classifier
@@ -247,12 +248,156 @@ def test_a_pt2_file_is_not_loaded_unless_trusted(exported: Path, tmp_path: Path,
         Predictor(exported / "exported" / "model.pt2")
 
 
+def external(tensor) -> None:
+    tensor.ClearField("raw_data")
+    tensor.data_location = 1
+    tensor.external_data.add(key="location", value="../../secret")
+
+
+def graph_with(where: str, change) -> bytes:
+    """A small ONNX graph, changed in one of the places where a file can hold a tensor."""
+    import onnx
+    from onnx import helper
+
+    tensor = helper.make_tensor("w", onnx.TensorProto.FLOAT, [2], b"\0" * 8, raw=True)
+    change(tensor)
+    node = helper.make_node("Constant", [], ["y"], value=tensor)
+    inner = helper.make_graph([node], "inner", [], [])
+    model = helper.make_model(helper.make_graph([], "g", [], []))
+    if where == "initializer":
+        model.graph.initializer.append(tensor)
+    elif where == "attribute":
+        model.graph.node.append(node)
+    elif where == "list in an attribute":
+        model.graph.node.append(helper.make_node("X", [], ["y"], values=[tensor]))
+    elif where == "subgraph":
+        model.graph.node.append(helper.make_node("If", ["c"], ["y"], then_branch=inner))
+    elif where == "subgraph in a list":
+        model.graph.node.append(helper.make_node("X", [], ["y"], branches=[inner]))
+    elif where == "function":
+        model.functions.append(helper.make_function("d", "f", [], ["y"], [node], []))
+    elif where == "default of a function":
+        model.functions.append(onnx.FunctionProto(attribute_proto=[helper.make_attribute("value", tensor)]))
+    elif where == "training":
+        model.training_info.add().algorithm.CopyFrom(inner)
+    return model.SerializeToString()
+
+
+PLACES = ("initializer", "attribute", "list in an attribute", "subgraph", "subgraph in a list", "function",
+          "default of a function", "training")  # fmt: skip
+
+
+@pytest.mark.parametrize("where", PLACES)
+def test_onnx_tensors_in_other_files_are_refused(where: str, tmp_path: Path, monkeypatch) -> None:
+    """Wherever they are, before a session is made; the key alone is enough, and so is the place alone."""
+    monkeypatch.setattr("onnxruntime.InferenceSession", lambda *a, **k: pytest.fail("a session was made"))
+    changes = (
+        external,
+        lambda tensor: setattr(tensor, "data_location", 1),
+        lambda tensor: tensor.external_data.add(key="location", value="/etc/passwd"),
+    )
+    path = tmp_path / "x.onnx"
+    for change in changes:
+        path.write_bytes(graph_with(where, change))
+        with pytest.raises(ValueError, match=r"x\.onnx is not opened .* external data") as error:
+            open_classifier(path, "cpu")
+        assert "\n" not in str(error.value)
+    path.write_bytes(graph_with(where, lambda tensor: tensor.dims.append(2**40)))
+    with pytest.raises(ValueError, match=r"a tensor of 2\.2e[+]12 numbers in \d+ bytes"):
+        open_classifier(path, "cpu")
+    path.write_bytes(graph_with(where, lambda tensor: None))
+    check_onnx(path)
+
+
+def test_every_place_of_a_tensor_is_known() -> None:
+    """In the definition of the installed ONNX: what leads to a tensor is walked, what does not is not."""
+    import onnx
+
+    parts: dict[str, dict[int, str]] = {}
+    todo = [onnx.ModelProto.DESCRIPTOR]
+    while todo:
+        message = todo.pop()
+        if message.name not in parts:
+            inner = {field.number: field.message_type for field in message.fields if field.message_type}
+            parts[message.name] = {number: kind.name for number, kind in inner.items()}
+            todo += inner.values()
+    leading, before = {"TensorProto", "SparseTensorProto"}, set()
+    while leading != before:
+        before = set(leading)
+        leading |= {name for name, inner in parts.items() if leading & set(inner.values())}
+    found = {
+        name: {number: kind for number, kind in inner.items() if kind in leading}
+        for name, inner in parts.items()
+        if name in leading and not name.endswith("TensorProto")
+    }
+    assert found == MESSAGES
+
+
+def sparse() -> bytes:
+    import onnx
+
+    model = onnx.ModelProto()
+    model.graph.sparse_initializer.add().dims.append(10**12)
+    return model.SerializeToString()
+
+
+def nested(times: int) -> bytes:
+    """Graphs within attributes of nodes of graphs."""
+    content = b""
+    for _ in range(times):
+        content = message(1, message(5, message(6, content)))
+    return message(7, content)
+
+
+def message(number: int, content: bytes) -> bytes:
+    size, length = len(content), b""
+    while size >= 0x80:
+        length, size = length + bytes([size & 0x7F | 0x80]), size >> 7
+    return bytes([number << 3 | 2]) + length + bytes([size]) + content
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "has 0 bytes"),
+        (b"hello, this is text", "no protobuf"),
+        (b"\xff" * 64, "no protobuf"),
+        (b"\x3a\x05ab", "no protobuf"),
+        (b"\x3a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", "no protobuf"),
+        (b"\x3b\x3c", "no protobuf"),
+        (sparse, "sparse tensors"),
+        (lambda: nested(40), "nested more than 100 deep"),
+        (b"\x08\x01" * 1001, "more than 1000 parts"),
+    ],
+)
+def test_files_that_are_no_graphs(content, message: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("dtf.onnx_file._MOST_FIELDS", 1000)
+    path = tmp_path / "x.onnx"
+    path.write_bytes(content if isinstance(content, bytes) else content())
+    with pytest.raises(ValueError, match=message) as error:
+        open_classifier(path, "cpu")
+    assert "\n" not in str(error.value)
+    assert str(path) in str(error.value)
+
+
+def test_descriptions_without_end_are_one_line(exported: Path, tmp_path: Path) -> None:
+    import onnx
+
+    model = onnx.load(exported / "exported" / "model.onnx")
+    next(entry for entry in model.metadata_props if entry.key == "data").value = "[" * 100_000
+    onnx.save(model, tmp_path / "deep.onnx")
+    with pytest.raises(ValueError, match=r"deep.onnx: damaged description: .*nested more than 32 deep"):
+        Predictor(tmp_path / "deep.onnx")
+
+
 def test_files_of_others_and_damaged_ones_are_one_line(exported: Path, tmp_path: Path) -> None:
     import onnx
 
     whole = (exported / "exported" / "model.onnx").read_bytes()
     (tmp_path / "cut.onnx").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(ValueError, match=r"cut.onnx is no ONNX graph that onnxruntime can run"):
+    with pytest.raises(
+        ValueError, match=r"cut.onnx is not opened as an ONNX graph: it is no protobuf, or a damaged one"
+    ):
         Predictor(tmp_path / "cut.onnx")
     model = onnx.load_from_string(whole)
     del model.metadata_props[:]

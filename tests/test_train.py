@@ -409,3 +409,15 @@ def test_overfitting_one_batch_drives_the_loss_down(command, tiny_data: list[str
     losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
     assert len(losses) == 40
     assert losses[-1] < 0.1 < losses[0]
+
+
+def test_data_of_one_class_is_one_line_before_anything_is_written(command, tmp_path: Path) -> None:
+    for split in ("train", "val", "test"):
+        (tmp_path / "data" / split / "only").mkdir(parents=True)
+        (tmp_path / "data" / split / "only" / "1.mp4").touch()
+    folder = tmp_path / "run"
+    done = command("train.py", "data=folder", f"data.root={tmp_path}/data", *TINY_MODEL, f"output={folder}")
+    assert done.code == 1
+    assert done.err.count("error: ") == 1
+    assert "the data has 1 class, so there is nothing to tell apart" in done.err
+    assert not {path.name for path in folder.iterdir()} & {"config.yaml", "about.json", "checkpoints"}

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from dtf.data.lists import iter_rows, parse_label, raise_faults
+from dtf.data.lists import iter_rows, parse_label, raise_faults, repeated
 from dtf.text import printable
 
 StrPath = str | os.PathLike[str]
@@ -262,13 +262,8 @@ def _read_label_numbers(path: StrPath) -> list[str]:
     faults: list[str] = []
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        seen = dict(pairs)
-        if len(seen) < len(pairs):
-            names = [name for name, _ in pairs]
-            faults.extend(
-                f"class {shown(n)} occurs twice" for n in sorted({n for n in names if names.count(n) > 1})
-            )
-        return seen
+        faults.extend(f"class {shown(name)} occurs twice" for name in repeated(name for name, _ in pairs))
+        return dict(pairs)
 
     entries = _parse_json(path, object_pairs_hook=unique)
     if not isinstance(entries, dict) or not entries:

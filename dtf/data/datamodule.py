@@ -19,7 +19,7 @@ from pytorch_lightning import LightningDataModule
 from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
 from dtf.data.decoders import reader_class
-from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list
+from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list, repeated
 from dtf.data.sampling import FrameSampler, parse_views
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
 
@@ -250,7 +250,7 @@ class VideoDataModule(LightningDataModule):
             given = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
         if given is not None:
             names = [str(name) for name in given]
-            twice = sorted({name for name in names if names.count(name) > 1})
+            twice = repeated(names)
             if twice or not names:
                 raise ValueError(f"data.class_names: {'repeated ' + ', '.join(twice) if twice else 'empty'}")
             return names

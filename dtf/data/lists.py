@@ -6,6 +6,7 @@ import csv
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -108,6 +109,11 @@ def raise_faults(where: str, faults: Sequence[str]) -> None:
 def is_video_name(name: str) -> bool:
     """Whether a file of this name is taken for a video; hidden files (also macOS's "._x.mp4") are not."""
     return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+
+
+def repeated(names: Iterable[str]) -> list[str]:
+    """The names that occur more than once, sorted; as fast for thirty thousand names as reading them."""
+    return sorted(name for name, count in Counter(names).items() if count > 1)
 
 
 def list_classes(folder: str | os.PathLike[str]) -> list[str]:

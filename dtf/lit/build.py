@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,8 @@ TRAIN_SETTINGS = (
     ),
 )
 EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output", "quiet")
+COLLECTIVE_TIMEOUT = "collective_timeout_minutes"
+"""Of `conf/trainer/`, and ours: how long a process waits for the others."""
 
 
 def check_top_level(cfg: DictConfig, allowed: Sequence[str]) -> None:
@@ -194,6 +197,9 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
                     process.wait(30 if saving else 0)
                 process.kill()
                 process.wait()
+        reason = _lost_process(error)
+        if reason is not None:
+            raise RunError(reason) from error
         raise
     finally:
         # A sweep's next run must not write into this one's curves.
@@ -201,6 +207,31 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
             import wandb
 
             wandb.finish()
+
+
+# How gloo, NCCL and the store by which processes find each other say it; they have no types for it.
+_NO_ANSWER = re.compile(
+    r"timeout caused pair closure|Timed out waiting \d+ ?ms|collective operation timeout"
+    r"|timed out in blocking wait|wait timeout after \d+ms|client socket has timed out"
+)
+_ENDED = re.compile(
+    r"gloo.*(closed|reset) by peer|gloo.*Broken pipe|remote process exited|remote server shutdown", re.S
+)
+
+
+def _lost_process(error: BaseException) -> str | None:
+    """One line for what a process meets when another one of its run is lost; None for other errors."""
+    if not isinstance(error, RuntimeError):
+        return None
+    last = "the last whole checkpoint is kept, resume=DIR goes on from it"
+    if _NO_ANSWER.search(str(error)):
+        return (
+            "another process of this run has not answered within the time that "
+            f"trainer.{COLLECTIVE_TIMEOUT} allows: see whether it hangs or is stopped, or allow more; {last}"
+        )
+    if _ENDED.search(str(error)):
+        return f"another process of this run has ended, its own message says why; {last}"
+    return None
 
 
 def build_callbacks(cfg: DictConfig) -> list[Callback]:
@@ -245,10 +276,13 @@ def build_trainer(
         ValueError: a setting that Lightning does not know, or that this machine cannot do.
     """
     settings = plain(cfg)
-    known = list(inspect.signature(pl.Trainer.__init__).parameters)
+    known = [*inspect.signature(pl.Trainer.__init__).parameters, COLLECTIVE_TIMEOUT]
     for key in settings:
         if key not in known:
             raise ValueError(f"there is no setting trainer.{key}{nearest(key, known)}")
+    minutes = settings.pop(COLLECTIVE_TIMEOUT, 30)
+    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < 10**6:
+        raise ValueError(f"trainer.{COLLECTIVE_TIMEOUT} must be minutes above 0, got {minutes!r}")
     profiler = settings.pop("profiler", None)
     if isinstance(profiler, str):
         settings["profiler"] = _build_profiler(profiler, folder)
@@ -300,6 +334,9 @@ def build_trainer(
     except (TypeError, ValueError) as error:
         # Lightning checks its arguments here and nothing else happens: what is wrong is a setting.
         raise ValueError(f"trainer: {error}") from error
+    if isinstance(trainer.strategy, DDPStrategy):
+        # Here, because Lightning may have chosen the strategy; its process group comes later.
+        trainer.strategy._timeout = timedelta(minutes=minutes)
     environment = trainer._accelerator_connector.cluster_environment
     if isinstance(environment, SLURMEnvironment):
         # `StopOnSignal` puts a job back into the queue, between two steps.

@@ -51,7 +51,7 @@ class VideoClassifier(pl.LightningModule):
         folder: of the run, for the list of videos whose loss is not finite; None: none is written.
 
     Raises:
-        ValueError: settings out of range.
+        ValueError: settings out of range, or fewer than two classes.
     """
 
     def __init__(
@@ -74,6 +74,11 @@ class VideoClassifier(pl.LightningModule):
         for name, value in (("label_smoothing", label_smoothing), ("max_bad_fraction", max_bad_fraction)):
             if not 0 <= value <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {value!r}")
+        if num_classes < 2:
+            raise ValueError(
+                f"the data has {num_classes} class, so there is nothing to tell apart: give at least two, "
+                "each a folder of data.root/train or a name in data.class_names"
+            )
         self.network = network
         self.optim = OptimConfig.from_mapping(optim)
         self.label_smoothing = label_smoothing

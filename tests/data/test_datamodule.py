@@ -213,6 +213,27 @@ def test_missing_split(tree, tmp_path):
         data.setup("fit")
 
 
+class Compared(str):
+    """A name that counts how often one is compared."""
+
+    __slots__ = ()
+    times = 0
+    __hash__ = str.__hash__
+
+    def __str__(self):
+        return self
+
+    def __eq__(self, other):
+        Compared.times += 1
+        return str.__eq__(self, other)
+
+
+def test_many_class_names_are_not_compared_with_each_other(tree):
+    names = [Compared(f"class {i}") for i in range(1000)]
+    assert small(tree, class_names=names).num_classes == 1000
+    assert Compared.times < 10_000
+
+
 def test_class_names_of_a_checkpoint(tree):
     """Given names decide the labels, and a folder that is none of them is a fault."""
     data = small(tree, class_names=["zero", "b c", "a"])

@@ -98,6 +98,11 @@ def tiny(**overrides) -> nn.Module:
                         filter_groups=8, **overrides)  # fmt: skip
 
 
+def test_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the data has 1 class, so there is nothing to tell apart: .*train"):
+        VideoClassifier(tiny(), 1, SGD)
+
+
 def test_seeded_losses_equal_the_stored_ones() -> None:
     """Two epochs of SGD reproduce the losses in tests/golden/lit/losses.json.
 
