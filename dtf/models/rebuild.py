@@ -25,6 +25,7 @@ MOST_TENSORS = 20_000
 _MOST_NODES, _DEEPEST, _LONGEST_TEXT = 1_000_000, 32, 32 * 2**20
 # Where a file's tensors are few and small, its settings may still be as large as these.
 _ALWAYS_ALLOWED, _LONGEST_LIST = 2048, 64
+_BLOCKS = ("layers", "depths")  # arguments that count blocks, each of at least one tensor
 # Constants that are made anew and stand in no file: attention masks, Fourier matrices.
 _CONSTANT_BYTES = 256 * 2**20
 # What the builders and the libraries below them raise for sizes that cannot be.
@@ -126,6 +127,10 @@ def lay_out(name: Any, arguments: Any, shapes: Mapping[str, Sequence[int]]) -> l
         raise ValueError(f"it holds {len(shapes)} tensors; at most {MOST_TENSORS} are read")
     largest = max((max(shape) for shape in shapes.values() if shape and 0 not in shape), default=0)
     _check_sizes(arguments, max(largest, len(shapes), _ALWAYS_ALLOWED))
+    for key in _BLOCKS:
+        blocks = arguments.get(key, ())
+        if isinstance(blocks, list | tuple) and all(isinstance(count, int) for count in blocks):
+            _check_sizes({f"{key} in all": sum(blocks)}, max(len(shapes), _ALWAYS_ALLOWED))
     # A block may be made twice, to be replaced.
     with torch.device("meta"), _at_most(4 * len(shapes) + 64, "parameters, far more than it holds"):
         model = create_model(name, **arguments)
