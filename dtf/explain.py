@@ -5,13 +5,14 @@
 
 For each video, with its central clip as in evaluation, two pictures:
 
-* VIDEO-filters.png: what the temporal filters added, per block and temporal frequency, over the clip
-  (dtf.models.filter_responses). Each map shows amplitudes relative to its own largest one, above it is the
-  frequency's share of the block's energy. f cycles per clip are given in Hz of the video's own time.
+* VIDEO-filters.png: what the temporal layers did, one row per layer, over the clip (dtf.models.layer_maps);
+of
+  DTF blocks what they added, per temporal frequency. Each map shows amplitudes relative to its own largest
+  one, above it is its share of the layer's energy. f cycles per clip are given in Hz of the video's own time.
   `block` names the blocks to draw; without it, the last one of every resolution is drawn; block=all: all.
 * VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
 
-OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal filters (c2d_*,
+OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal layers (c2d_*,
 ptv_*) gets the second picture only. A file that cannot be read is named, the others go on, and the exit
 code is 1.
 """
@@ -34,15 +35,15 @@ from dtf.text import markup, printable
 if TYPE_CHECKING:
     import numpy as np
     import torch
-    from torch import nn
 
     from dtf.data.datamodule import VideoDataModule
+    from dtf.layers.temporal import Maps
     from dtf.models import VideoNetwork
     from dtf.predict import Predictor
 
 OPTIONS = {"checkpoint": "", "block": "", "class": "", "output": "explained", "device": "auto"}
 STEPS_DRAWN = 8
-NO_FILTERS = "has no temporal filters, so there is no picture of them"
+NO_LAYERS = "has no temporal layers, so there is no picture of what they did"
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,15 @@ def read_clip(data: VideoDataModule, video: str | os.PathLike[str]) -> Clip:
         return Clip(frames, indices[0], seconds)
 
 
-def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: int) -> torch.Tensor:
-    """Grad-CAM in space and time: which features of a stage speak for a class.
+def grad_cam(network: VideoNetwork, video: torch.Tensor, label: int) -> torch.Tensor:
+    """Grad-CAM in space and time: which features of a network's last stage speak for a class.
 
     Source: Selvaraju et al., "Grad-CAM", ICCV 2017. A channel's weight is the mean gradient of the class's
     logit over all places; here also over all steps, as the networks of this package average over both. For a
     stage followed by a mean and a linear layer (the ResNets) this is that layer's own sum before the mean.
 
     Args:
-        network: in evaluation mode, (B, 3, clip_length, H, W) -> logits.
-        stage: a module in it whose output is (B, C, T, h, w), or with folded frames (B*T, C, h, w) or, for
-            transformers, (B*T, h, w, C).
+        network: in evaluation mode.
         video: (B, 3, clip_length, H, W), normalised.
         label: the class.
 
@@ -111,36 +110,26 @@ def grad_cam(network: nn.Module, stage: nn.Module, video: torch.Tensor, label: i
         (B, T, h, w) >= 0, in units of the logit times the number of places; 0 where nothing speaks for it.
 
     Raises:
-        ValueError: the stage gives something else.
+        ValueError: the network has no one last stage, or it gives no map of features.
     """
     import torch
-    from timm.models.swin_transformer import SwinTransformerStage
 
     kept: list[torch.Tensor] = []
-    handle = stage.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    handle = network.last_stage.register_forward_hook(lambda module, inputs, output: kept.append(output))
     try:
         # Gradients reach the stage even if no weight asks for one.
         with torch.enable_grad():
             logits = network(video.detach().requires_grad_())
             features = kept[-1]
             if not isinstance(features, torch.Tensor) or features.dim() not in (4, 5):
-                name = getattr(network, "name", "") or type(network).__name__
                 raise ValueError(
-                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; this stage "
-                    f"of {name} gives {_shape(features)}"
+                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; the last "
+                    f"stage of {network.name} gives {_shape(features)}"
                 )
             (gradient,) = torch.autograd.grad(logits[:, label].sum(), features)
     finally:
         handle.remove()
-
-    def unfold(x: torch.Tensor) -> torch.Tensor:  # (B, C, T, h, w)
-        if x.dim() == 5:
-            return x
-        if isinstance(stage, SwinTransformerStage):
-            x = x.permute(0, 3, 1, 2)
-        return x.unflatten(0, (len(video), -1)).transpose(1, 2)
-
-    features, gradient = unfold(features.detach()), unfold(gradient)
+    features, gradient = network.unfold(features.detach()), network.unfold(gradient)
     # The mean gradient times the number of places: their sum.
     weights = gradient.sum(dim=(2, 3, 4), keepdim=True)
     return (weights * features).sum(dim=1).relu()
@@ -150,33 +139,11 @@ def _shape(features: Any) -> str:
     return str(tuple(features.shape)) if hasattr(features, "shape") else type(features).__name__
 
 
-def last_stage(network: VideoNetwork) -> nn.Module:
-    """The stage whose features a network averages for its answer.
-
-    Raises:
-        ValueError: a network that this does not know.
-    """
-    from torch import nn
-
-    from dtf.models.resnet import VideoResNet
-    from dtf.models.swin import VideoSwin
-
-    if isinstance(network, VideoResNet):
-        return network.backbone.layer4
-    if isinstance(network, VideoSwin):
-        return network.backbone.layers[-1]
-    # PyTorchVideo's networks are stages and a head; the two pathways of SlowFast meet in one block more.
-    blocks = getattr(network.backbone, "blocks", None)
-    if isinstance(blocks, nn.ModuleList) and len(blocks) > 2:
-        return blocks[-3] if type(blocks[-2]).__name__ == "PoolConcatPathway" else blocks[-2]
-    raise ValueError(f"Grad-CAM does not know the last stage of {network.name}")
-
-
-def choose_blocks(responses: Mapping[str, torch.Tensor], wanted: str = "") -> list[str]:
+def choose_blocks(responses: Mapping[str, Maps], wanted: str = "") -> list[str]:
     """Names of the blocks to draw.
 
     Args:
-        responses: of :func:`dtf.models.filter_responses`.
+        responses: of :func:`dtf.models.layer_maps`.
         wanted: names separated by commas, each a block's name or the end of exactly one; "all"; or "": the
             last block of every resolution.
 
@@ -186,7 +153,7 @@ def choose_blocks(responses: Mapping[str, torch.Tensor], wanted: str = "") -> li
     if wanted == "all":
         return list(responses)
     if not wanted:
-        return list({energy.shape[2:]: name for name, energy in responses.items()}.values())
+        return list({maps.values.shape[2:]: name for name, maps in responses.items()}.values())
     chosen = []
     for part in wanted.split(","):
         found = [name for name in responses if name == part or name.endswith("." + part)]
@@ -203,25 +170,18 @@ def choose_blocks(responses: Mapping[str, torch.Tensor], wanted: str = "") -> li
     return chosen
 
 
-def frequency_label(frequency: int, seconds: float) -> str:
-    """ "2 per clip (1.5 Hz)" for 2 cycles in a clip of 4/3 seconds; DC is the mean over time."""
-    if frequency == 0:
-        return "mean over time"
-    return f"{frequency} per clip" + (f" ({frequency / seconds:.2g} Hz)" if seconds else "")
-
-
-def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, torch.Tensor]) -> None:
-    """Draw the amplitudes that temporal filters added, one row per block, one column per frequency, as PNG.
+def draw_layers(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
+    """Draw what temporal layers did, one row per layer, one column per map, as PNG.
 
     Args:
         path: of the picture.
         title: above it.
         clip: what was filtered.
-        responses: {block: (1, F, h, w) energies}, at least one.
+        responses: {layer: its maps of one clip}, at least one.
     """
     import numpy as np
 
-    amplitudes = {name: energy[0].sqrt().cpu().numpy() for name, energy in responses.items()}
+    amplitudes = {name: maps.values[0].sqrt().cpu().numpy() for name, maps in responses.items()}
     columns = max(len(maps) for maps in amplitudes.values())
     cell = min(1.8, max(0.9, 8.6 / columns))
     width = max(6.0, cell * columns + 1.4)
@@ -233,16 +193,16 @@ def draw_filters(path: Path, title: str, clip: Clip, responses: Mapping[str, tor
     for part, (name, maps) in zip(grid, amplitudes.items(), strict=True):
         axes = np.atleast_1d(part.subplots(1, columns))
         energy = (maps**2).sum(axis=(1, 2))
-        for frequency, axis in enumerate(axes):
+        for index, axis in enumerate(axes):
             axis.set_axis_off()
-            if frequency >= len(maps):
+            if index >= len(maps):
                 continue
-            largest = max(float(maps[frequency].max()), 1e-30)
-            image = _overlay(axis, clip.frames[len(clip.frames) // 2], maps[frequency] / largest)
-            share = energy[frequency] / max(energy.sum(), 1e-30)
-            label = frequency_label(frequency, clip.duration)
+            largest = max(float(maps[index].max()), 1e-30)
+            image = _overlay(axis, clip.frames[len(clip.frames) // 2], maps[index] / largest)
+            share = energy[index] / max(energy.sum(), 1e-30)
+            label = responses[name].label(index, clip.duration)
             size = 7 if columns <= 6 else 6
-            axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (frequency == 0)}", fontsize=size)
+            axis.set_title(f"{label}\n{share:.1%}{' of the energy' * (index == 0)}", fontsize=size)
         _colour_bar(part, image, axes, "1 = map's largest")
         part.supylabel(f"{drawable(name)}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
     save(figure, path, dpi=110)
@@ -382,7 +342,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
             if "filters" in record["pictures"]:
                 console.print(_shares_table(record))
             else:
-                console.print(f"{markup(predictor.network.name)} {NO_FILTERS}", soft_wrap=True)
+                console.print(f"{markup(predictor.network.name)} {NO_LAYERS}", soft_wrap=True)
             for picture in record["pictures"].values():
                 console.print(f"picture: {markup(folder / picture)}", soft_wrap=True)
         # After each video: a run that is cut off keeps what it has.
@@ -399,7 +359,7 @@ def _explain(
     import torch
 
     from dtf.data.transforms import normalize
-    from dtf.models import VideoNetwork, filter_responses
+    from dtf.models import VideoNetwork, layer_maps
 
     network, names, data = predictor.network, predictor.class_names, predictor._data
     assert isinstance(network, VideoNetwork)
@@ -409,35 +369,35 @@ def _explain(
         scores = network(video)[0].float().softmax(dim=0)
     best = int(scores.argmax())
     label = names.index(options["class"]) if options["class"] else best
-    responses = filter_responses(network, video)
+    responses = layer_maps(network, video)
     if options["block"] and not responses:
-        raise ValueError(f"{network.name} {NO_FILTERS}: leave out block=")
+        raise ValueError(f"{network.name} {NO_LAYERS}: leave out block=")
     blocks = choose_blocks(responses, options["block"]) if responses else []
     record: dict[str, Any] = {"best": names[best], "score": float(scores[best]), "class": names[label]}
     record["clip_seconds"] = clip.duration
     record["pictures"] = {}
     if blocks:
         record["pictures"]["filters"] = f"{stem}-filters.png"
-        heading = f"{title}: amplitudes that the temporal filters added"
-        draw_filters(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
+        heading = f"{title}: {responses[blocks[0]].subject}"
+        draw_layers(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
-    cam = grad_cam(network, last_stage(network), video, label)[0]
+    cam = grad_cam(network, video, label)[0]
     subject = f"{names[label]}, score {scores[label]:.1%}"
     draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
-    energies = {name: energy[0].sum(dim=(1, 2)) for name, energy in responses.items()}
+    energies = {name: maps.values[0].sum(dim=(1, 2)) for name, maps in responses.items()}
+    record["labels"] = max((list(maps.labels) for maps in responses.values()), key=len, default=[])
     record["shares"] = {n: (e / e.sum().clamp(min=1e-30)).tolist() for n, e in energies.items()}
     return record
 
 
 def _shares_table(record: Mapping[str, Any]) -> Any:
-    """Share of each frequency in the energy that each block added."""
+    """Share of each map in the energy of each layer."""
     from rich.table import Table
 
-    table = Table(title="energy added, by cycles per clip", title_justify="left")
+    table = Table(title="shares of the energy", title_justify="left")
     table.add_column("block")
-    count = max(len(shares) for shares in record["shares"].values())
-    for frequency in range(count):
-        table.add_column("mean" if frequency == 0 else str(frequency), justify="right")
+    for label in record["labels"]:
+        table.add_column(markup(label), justify="right")
     for name, shares in record["shares"].items():
         table.add_row(markup(name), *(f"{share:.0%}" for share in shares))
     return table

@@ -182,7 +182,7 @@ def _matrix_norm(
     momentum: float,
     eps: float,
 ) -> Any:
-    """The batch norm of a matrix, as in a DTF block, by a difference and a product.
+    """The batch norm of a matrix, as temporal layers have it, by a difference and a product.
 
     onnxruntime up to 1.20 cannot load a batch norm behind a product of more than two dimensions.
     """

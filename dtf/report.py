@@ -546,7 +546,7 @@ def _filters(run: Run) -> str:
 
     if not run.filters:
         return ""
-    picture = to_png(filters_figure(run.filters, "what each DTF block adds, by temporal frequency"), 90)
+    picture = to_png(filters_figure(run.filters, "what each temporal layer adds, by temporal frequency"), 90)
     return (
         _image(picture, "png", "temporal filters")
         + '<p class="note">Measured on a few videos. Frequency 0 is what stands still; the last column is '

@@ -14,8 +14,9 @@ from PIL import Image
 from test_predict import VIDEOS
 from torch import nn
 
-from dtf.explain import choose_blocks, frequency_label, grad_cam, last_stage, main, parse, read_clip
-from dtf.models import create_model, filter_responses, save_weights
+from dtf.explain import choose_blocks, grad_cam, main, parse, read_clip
+from dtf.layers import Maps
+from dtf.models import create_model, layer_maps, save_weights
 from dtf.predict import Predictor
 
 RESNET = {"widths": [8, 8, 16, 16], "stem_width": 8, "filter_groups": 8}
@@ -27,14 +28,17 @@ class ColourSeeker(nn.Module):
 
     def __init__(self, folded: bool) -> None:
         super().__init__()
-        self.stage = nn.ReLU()
+        self.last_stage = nn.ReLU()
         self.folded = folded
 
     def forward(self, video):
         if not self.folded:
-            return self.stage(video - 0.5).mean(dim=(2, 3, 4))
-        frames = self.stage(video.transpose(1, 2).flatten(0, 1) - 0.5)
+            return self.last_stage(video - 0.5).mean(dim=(2, 3, 4))
+        frames = self.last_stage(video.transpose(1, 2).flatten(0, 1) - 0.5)
         return frames.mean(dim=(2, 3)).unflatten(0, (len(video), -1)).mean(dim=1)
+
+    def unfold(self, maps):
+        return maps.unflatten(0, (-1, 6)).transpose(1, 2) if self.folded else maps
 
 
 @pytest.mark.parametrize("folded", [False, True])
@@ -47,7 +51,7 @@ def test_the_map_lies_where_the_answer_comes_from(folded):
     for label, (step, rows, columns) in enumerate(
         [(2, slice(1, 3), slice(4, 6)), (4, slice(5, 7), slice(0, 2))]
     ):
-        cam = grad_cam(network, network.stage, video, label)
+        cam = grad_cam(network, video, label)
         assert cam.shape == (2, 6, 8, 8)
         assert cam[0].max() == 0, "the first clip shows nothing"
         inside = cam[1, step, rows, columns].clone()
@@ -61,9 +65,10 @@ def test_of_a_resnet_is_its_class_activation_map():
     network = create_model("dtf_tiny", num_classes=5, clip_length=4, **RESNET).double().eval()
     video = torch.randn(2, 3, 4, 48, 32, dtype=torch.float64)
     kept = []
-    stage = last_stage(network)
-    handle = stage.register_forward_hook(lambda module, inputs, output: kept.append(output.detach()))
-    cam = grad_cam(network, stage, video, 3)
+    handle = network.last_stage.register_forward_hook(
+        lambda module, inputs, output: kept.append(output.detach())
+    )
+    cam = grad_cam(network, video, 3)
     handle.remove()
     expected = torch.einsum("c,nchw->nhw", network.backbone.fc.weight[3].detach(), kept[0])
     assert cam.shape == (2, 4, 3, 2)
@@ -72,7 +77,7 @@ def test_of_a_resnet_is_its_class_activation_map():
     assert not cam.requires_grad
     assert all(parameter.grad is None for parameter in network.parameters())
     # Frozen weights change nothing.
-    assert torch.equal(grad_cam(network.requires_grad_(False), stage, video, 3), cam)
+    assert torch.equal(grad_cam(network.requires_grad_(False), video, 3), cam)
 
 
 def test_of_a_swin_follows_its_tokens():
@@ -80,8 +85,8 @@ def test_of_a_swin_follows_its_tokens():
     video = torch.randn(2, 3, 8, 32, 32, dtype=torch.float64)
     backbone = network.backbone
     kept = []
-    handle = last_stage(network).register_forward_hook(lambda m, inputs, output: kept.append(output.detach()))
-    cam = grad_cam(network, last_stage(network), video, 1)
+    handle = network.last_stage.register_forward_hook(lambda m, inputs, output: kept.append(output.detach()))
+    cam = grad_cam(network, video, 1)
     handle.remove()
     tokens = kept[0].requires_grad_()  # (B*T, h, w, C)
     assert tokens.shape == (4, 4, 4, 32)
@@ -95,19 +100,22 @@ def test_of_a_swin_follows_its_tokens():
 
 def test_stages_without_places_are_refused():
     network = create_model("c2d_tiny", 5, clip_length=4, stem_width=8, widths=[8, 8, 8, 8]).eval()
-    with pytest.raises(ValueError, match=r"needs one map of features.* of c2d_tiny gives \(1, 5\)"):
-        grad_cam(network, network.backbone.fc, torch.zeros(1, 3, 4, 32, 32), 0)
-    with pytest.raises(ValueError, match="does not know the last stage of Other"):
-        last_stage(type("Network", (nn.Module,), {"name": "Other", "backbone": None})())
+    network.backbone.layer4 = nn.Sequential(network.backbone.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.classify = lambda frames: network.features(frames).unflatten(0, (-1, 4)).mean(dim=1)
+    with pytest.raises(ValueError, match=r"needs one map of features.* of c2d_tiny gives \(4, 8\)"):
+        grad_cam(network, torch.zeros(1, 3, 4, 32, 32), 0)
+    network = create_model("ptv_mvit_b", 5, clip_length=4, image_size=32, embed_dim=8, depths=[1, 1])
+    with pytest.raises(ValueError, match="ptv_mvit_b does not say which stage its answer rests on"):
+        grad_cam(network, torch.zeros(1, 3, 4, 32, 32), 0)
 
 
 def test_baselines_of_one_pathway():
     network = create_model("ptv_x3d_tiny", 5, clip_length=4).eval()
     video = torch.randn(2, 3, 4, 64, 64, generator=torch.Generator().manual_seed(0))
-    assert grad_cam(network, last_stage(network), video, 1).shape == (2, 4, 2, 2)
+    assert grad_cam(network, video, 1).shape == (2, 4, 2, 2)
     network = create_model("ptv_slowfast_r50", 5, clip_length=8, depth=18, width=16).eval()
     with pytest.raises(ValueError, match="ptv_slowfast_r50 gives list"):
-        grad_cam(network, last_stage(network), video.repeat(1, 1, 2, 1, 1), 1)
+        grad_cam(network, video.repeat(1, 1, 2, 1, 1), 1)
 
 
 def test_the_clip_is_what_predict_sees(tiny_checkpoint: Path):
@@ -136,7 +144,7 @@ def test_a_folder_of_frames_has_no_seconds(tiny_checkpoint: Path, tmp_path: Path
 
 def test_choosing_blocks():
     sizes = {"a.1.dtf": 8, "a.2.dtf": 8, "b.1.dtf": 4, "b.2.dtf1": 4}
-    responses = {name: torch.zeros(1, 3, size, size) for name, size in sizes.items()}
+    responses = {n: Maps("frequency", "", torch.zeros(1, 1, s, s), ("",)) for n, s in sizes.items()}
     assert choose_blocks(responses) == ["a.2.dtf", "b.2.dtf1"]
     assert choose_blocks(responses, "all") == list(sizes)
     assert choose_blocks(responses, "2.dtf1,a.1.dtf") == ["b.2.dtf1", "a.1.dtf"]
@@ -148,9 +156,10 @@ def test_choosing_blocks():
 
 def test_frequencies_in_hertz():
     # 3 cycles in 2 seconds.
-    assert frequency_label(3, 2.0) == "3 per clip (1.5 Hz)"
-    assert frequency_label(0, 2.0) == "mean over time"
-    assert frequency_label(3, 0.0) == "3 per clip"
+    maps = Maps("frequency", "", torch.zeros(1, 2, 1, 1), ("mean over time", "1 per clip"), per_clip=True)
+    assert maps.label(1, 2.0) == "1 per clip (0.5 Hz)"
+    assert maps.label(0, 2.0) == "mean over time"
+    assert maps.label(1, 0.0) == "1 per clip"
 
 
 def test_documented_command(tiny_checkpoint: Path, tmp_path: Path, capsys):
@@ -172,13 +181,13 @@ def test_documented_command(tiny_checkpoint: Path, tmp_path: Path, capsys):
     assert prediction.frames is not None
     frames = torch.from_numpy(prediction.frames).permute(3, 0, 1, 2)[None]
     mean, std = (torch.tensor(x).view(3, 1, 1, 1) * 255 for x in (predictor._data.mean, predictor._data.std))
-    expected = filter_responses(predictor.network, (frames - mean) / std)
+    expected = layer_maps(predictor.network, (frames - mean) / std)
     for record in (records[0], records[2]):
         assert record["best"] == record["class"] == prediction.classes[0]
         assert record["score"] == pytest.approx(prediction.scores[0], abs=1e-5)
         assert list(record["shares"]) == list(expected)
         for name, shares in record["shares"].items():
-            energy = expected[name].sum(dim=(0, 2, 3))
+            energy = expected[name].values.sum(dim=(0, 2, 3))
             assert shares == pytest.approx((energy / energy.sum()).tolist(), abs=1e-4)
         assert all(name in captured.out for name in expected)
         for picture in record["pictures"].values():
@@ -206,7 +215,7 @@ def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, ca
     save_weights(weights, network, {"class_names": names, "data": settings})
     arguments = [str(VIDEOS[0]), f"checkpoint={weights}", "class=line\nend", f"output={tmp_path / 'out'}"]
     assert main(arguments) == 0
-    assert "c2d_tiny has no temporal filters" in capsys.readouterr().out
+    assert "c2d_tiny has no temporal layers" in capsys.readouterr().out
     (record,) = json.loads((tmp_path / "out" / "explain.json").read_text())
     assert list(record["pictures"]) == ["gradcam"]
     assert record["class"] == "line\nend"
@@ -214,7 +223,7 @@ def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, ca
     assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".json", ".png"]
     with pytest.raises(SystemExit):
         main([*arguments, "block=all"])
-    assert "c2d_tiny has no temporal filters" in capsys.readouterr().err
+    assert "c2d_tiny has no temporal layers" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ class VideoClassifier(pl.LightningModule):
         label_smoothing: of the training loss, in [0, 1); on top of mixed labels.
         mixing: mixup and cutmix of training batches, arguments of `dtf.lit.mixing.Mixing`; None: neither.
         freeze_norm: keep the backbone's batch norms in evaluation mode, so that their statistics stay as they
-            were loaded; their weights and biases train on. The norms inside DTF blocks go on as ever: no
+            were loaded; their weights and biases train on. The norms inside temporal layers go on as ever: no
             pretrained weights hold statistics for them.
         nonfinite: "stop" the run at a loss that is not finite, or "skip" the step (`dtf.lit.nonfinite`).
         max_bad_fraction: share of broken videos above which an evaluation, or training, fails.

@@ -16,11 +16,11 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.nn.utils import get_total_norm
 
 from dtf.data.transforms import normalize
+from dtf.layers.temporal import layer_maps, temporal_layers
 from dtf.lit import pictures
 from dtf.lit.classifier import VideoClassifier
 from dtf.lit.command import run_folder
 from dtf.lit.report import confused_pairs, write_json
-from dtf.models import DTFBlock, filter_responses
 from dtf.text import printable
 
 FILTERS = "filters.json"
@@ -52,8 +52,8 @@ class Show:
         confusion: picture, (H, W, 3) uint8.
         tables: name -> heads of its columns and its rows.
         clips: a few videos, the same ones after every evaluation.
-        filters: picture, (H, W, 3) uint8; None for a network without DTF blocks.
-        weights: name of a parameter of the DTF blocks -> its values.
+        filters: picture, (H, W, 3) uint8; None for a network without temporal layers.
+        weights: name of a watched parameter of the temporal layers -> its values.
     """
 
     stage: str
@@ -69,7 +69,7 @@ class Dashboard(Callback):
 
     Logs `train/grad_norm` (of all gradients, before clipping, at the steps that are logged),
     `train/gpu_memory_gib` (peak of this epoch, the largest of all processes) or, without a GPU,
-    `train/memory_gib` (peak of this process so far). After the test of a network with DTF blocks,
+    `train/memory_gib` (peak of this process so far). After the test of a network with temporal layers,
     OUTPUT/filters.json says which temporal frequencies they change.
 
     Only the first process writes. It draws nothing at random and changes no state of the training.
@@ -173,9 +173,9 @@ class Dashboard(Callback):
 def _energies(
     trainer: pl.Trainer, pl_module: VideoClassifier, clips: Sequence[np.ndarray]
 ) -> dict[str, list[float]]:
-    """Block -> energy of each temporal frequency, averaged over clips and pixels."""
+    """Layer -> energy of each of its maps, averaged over clips and pixels."""
     network: Any = pl_module.network
-    if not clips or not any(isinstance(m, DTFBlock) for m in network.modules()):
+    if not clips or not temporal_layers(network):
         return {}
     data = trainer.datamodule  # type: ignore[attr-defined]
     total: dict[str, torch.Tensor] = {}
@@ -184,9 +184,9 @@ def _energies(
         video = torch.from_numpy(clip).permute(3, 0, 1, 2).unsqueeze(0).to(pl_module.device)
         video = trainer.precision_plugin.convert_input(normalize(video, data.mean, data.std))
         with trainer.precision_plugin.forward_context():
-            found = filter_responses(network, video)
-        for name, energy in found.items():
-            total[name] = total.get(name, 0) + energy.double().mean(dim=(0, 2, 3)) / len(clips)
+            found = layer_maps(network, video)
+        for name, maps in found.items():
+            total[name] = total.get(name, 0) + maps.values.double().mean(dim=(0, 2, 3)) / len(clips)
     return {name: energy.tolist() for name, energy in total.items()}
 
 
@@ -230,9 +230,8 @@ def _show(
         filters=picture,
         weights={
             f"{kind}/{name.removeprefix('backbone.')}": parameter.detach().float().cpu()
-            for name, block in pl_module.network.named_modules()
-            if isinstance(block, DTFBlock)
-            for kind, parameter in (("alpha", block.alpha), ("weight", block.filter_weight))
+            for name, layer in temporal_layers(pl_module.network).items()
+            for kind, parameter in layer.watched().items()
         },
     )
 

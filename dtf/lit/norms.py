@@ -12,12 +12,12 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtf.models import DTFBlock
+from dtf.layers.temporal import temporal_layers
 
 
 def backbone_norms(network: nn.Module) -> list[_BatchNorm]:
-    """The batch norms of a network, but for those inside DTF blocks."""
-    inside = {id(block.norm) for block in network.modules() if isinstance(block, DTFBlock)}
+    """The batch norms of a network, but for those whose statistics no image weights fill."""
+    inside = {id(norm) for layer in temporal_layers(network).values() for norm in layer.fresh_norms()}
     return [norm for norm in _norms(network) if id(norm) not in inside]
 
 

@@ -1,6 +1,6 @@
 """Optimiser recipes: SGD and AdamW, linear warm-up and cosine per step, weight decay where it belongs.
 
-No decay on vectors (norms, biases, the DTF block's alpha) and position tables, as Video-Swin, MViT and
+No decay on vectors (norms, biases, scales of a layer) and position tables, as Video-Swin, MViT and
 TAdaConv do; the SIFA / DTF pipeline decays everything (`decay_all`).
 
 Learning rates by name (`lr_scale`): Video-Swin's backbone at a tenth, TAdaConv's new parameters tenfold. By
@@ -28,7 +28,7 @@ POSITION_TABLES = (
 )
 """Names (last component) of parameters that hold positions: never decayed, although they are matrices."""
 
-GROUP_TITLES = {"decay": "kernels, matrices", "no_decay": "norms, biases, alpha, position tables"}
+GROUP_TITLES = {"decay": "kernels, matrices", "no_decay": "norms, biases, scales, position tables"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class OptimConfig:
         min_lr: the cosine's end as a share of `lr`, in [0, 1].
         decay_all: decay norms, biases and position tables too.
         lr_scale: pattern -> factor on `lr` for the parameters that it names. A pattern is a module's name
-            ("backbone.head") or has wildcards ("*.dtf*"). Of several that fit a name, the last one counts.
+            ("backbone.head") or has wildcards ("*.bias"). Of several that fit a name, the last one counts.
         layer_decay: factor on `lr` per layer from the classifier down, in (0, 1]: the classifier has `lr`,
             the last block `lr` times this, the stem the least. Multiplies with `lr_scale`. None: no such
             decay.
@@ -125,7 +125,7 @@ class ParameterGroup(TypedDict):
     """A parameter group as torch's optimisers take it, with the names of its members.
 
     `name` ends in "decay" or "no_decay", after the layer and the pattern that decided the learning rate:
-    "layer_3/*.dtf*/no_decay". `lr` is the recipe's times `lr_scale`.
+    "layer_3/*.bias/no_decay". `lr` is the recipe's times `lr_scale`.
     """
 
     name: str

@@ -135,14 +135,14 @@ def confusion_overview(confusion: np.ndarray, title: str) -> Figure:
 
 
 def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Which temporal frequencies each DTF block changes, and how much.
+    """Which temporal frequencies each temporal layer changes, and how much.
 
     Left, each row sums to 100 %: how the energy that the block adds is spread over frequencies (0 is what
     does not move, the last one changes sign from frame to frame). Right: the amplitude of what it adds, in
     units of its features; a block that is still the identity adds nothing.
 
     Args:
-        energies: block -> F energies, `dtf.models.filter_responses` averaged over clips and pixels.
+        energies: block -> F energies, `dtf.models.layer_maps` averaged over clips and pixels.
         title: above it.
     """
     # Without what all names share.

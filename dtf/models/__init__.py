@@ -1,13 +1,12 @@
-"""Video networks: temporal filter blocks, the backbones they stand in, construction by name, checkpoints."""
+"""Video networks: backbones that carry temporal layers, construction by name, weights."""
 
-from dtf.models import pytorchvideo as _pytorchvideo  # noqa: F401 (registers its networks)
-from dtf.models import resnet as _resnet  # noqa: F401
-from dtf.models import swin as _swin  # noqa: F401
-from dtf.models.block import DTFBlock
+from dtf.layers.dtf import DTFBlock
+from dtf.layers.temporal import layer_maps
+from dtf.models import families as _families  # noqa: F401 (registers networks)
+from dtf.models import pytorchvideo as _pytorchvideo  # noqa: F401
 from dtf.models.convert import ConversionReport, convert_original_state_dict
 from dtf.models.network import VideoNetwork
 from dtf.models.registry import create_model, list_models, register_model
-from dtf.models.response import filter_responses
 from dtf.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -16,7 +15,7 @@ __all__ = [
     "VideoNetwork",
     "convert_original_state_dict",
     "create_model",
-    "filter_responses",
+    "layer_maps",
     "list_models",
     "load_weights",
     "register_model",

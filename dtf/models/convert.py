@@ -15,7 +15,7 @@ from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
-from dtf.models.block import DTFBlock
+from dtf.layers.dtf import DTFBlock
 from dtf.models.network import VideoNetwork
 
 _BLOCK_NAMES = {

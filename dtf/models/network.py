@@ -1,13 +1,11 @@
 """A video network: an image backbone run on frames that are folded into the batch.
 
-Letters: B clips, s frames per temporal step, T = clip_length / s steps, H x W pixels. Folded frames are (B*T,
-3*s, H, W).
+Letters: B clips, k frames that a step joins, T steps, H x W pixels. Folded frames are (B*T, 3*k, H, W).
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
+
+from dtf.models.stems import Tubelets
 
 
 def recomputed(block: nn.Module, run: Callable[..., Any], *inputs: Any) -> Any:
@@ -51,36 +51,37 @@ class _Untracked:
 class VideoNetwork(nn.Module):
     """An image backbone on folded frames.
 
-    The 3-D stem of kernel and stride s over time is a 2D stem over 3*s channels, channel index c*s + j:
-    exactly the same sums. Subclasses define :meth:`classify`.
+    Subclasses define :meth:`sequence`, :meth:`classify` and the attributes that say where their parts are.
 
     Args:
-        backbone: Takes (B*T, 3*s, H, W).
+        backbone: Takes (B*T, 3*k, H, W).
         clip_length: Frames per clip.
-        temporal_stride: s.
+        stem: How frames become steps.
         image_size: (H, W) where the backbone accepts only one size, else ``None``.
 
     Attributes:
         name: Registered name.
         arguments: Plain data; ``create_model(name, **arguments)`` builds this network again.
+        stem_weight: Name of the stem's weight in the backbone.
     """
 
     name: str = ""
     backbone: Any
     arguments: dict[str, Any]
+    stem_weight: str = ""
 
     def __init__(
         self,
         backbone: nn.Module,
         clip_length: int,
-        temporal_stride: int,
+        stem: Tubelets,
         image_size: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.clip_length = clip_length
-        self.temporal_stride = temporal_stride
-        self.num_steps = clip_length // temporal_stride
+        self.stem = stem
+        self.num_steps = stem.num_steps(clip_length)
         self.image_size = image_size
         self.grad_checkpointing = False
         self.arguments = {}
@@ -98,45 +99,52 @@ class VideoNetwork(nn.Module):
         raise NotImplementedError  # abstract: each backbone has its own
 
     def features(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B*T, 3*s, H, W) -> feature map of the backbone."""
+        """(B*T, 3*k, H, W) -> feature map of the backbone."""
         if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
             return self.backbone.forward_features(frames)
         for module, is_block in self.sequence():
             frames = recomputed(module, module, frames) if is_block else module(frames)
         return frames
 
-    def fold(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, 3, T*s, H, W) -> (B*T, 3*s, H, W), channels_last."""
-        steps = video.unflatten(2, (self.num_steps, self.temporal_stride))  # (B, 3, T, s, H, W)
-        frames = steps.permute(0, 2, 1, 3, 4, 5).flatten(2, 3).flatten(0, 1)
-        # Measured on CPU: convolutions are up to twice as fast on channels_last frames, and the temporal
-        # filters then see a clip whose channels lie together.
-        return frames.contiguous(memory_format=torch.channels_last)
-
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B*T, 3*s, H, W) -> (B, num_classes)."""
+        """(B*T, 3*k, H, W) -> (B, num_classes)."""
         raise NotImplementedError  # abstract: each backbone has its own
+
+    @property
+    def classifier(self) -> str:
+        """Name of the last linear layer in the backbone."""
+        raise NotImplementedError  # abstract: each backbone has its own
+
+    @property
+    def last_stage(self) -> nn.Module:
+        """The stage whose features the network averages for its answer.
+
+        Raises:
+            ValueError: There is no one such stage.
+        """
+        raise ValueError(f"{self.name} does not say which stage its answer rests on")
+
+    def unfold(self, maps: torch.Tensor) -> torch.Tensor:
+        """What :attr:`last_stage` gives for B clips -> (B, C, T, h, w)."""
+        return maps.unflatten(0, (-1, self.num_steps)).transpose(1, 2)
+
+    def image_state(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Published weights of the backbone's image network, under the names that the backbone has."""
+        return dict(state)
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).
+
+        An image is a clip of one frame: with ``clip_length`` 1 also (B, 3, H, W).
 
         Raises:
             ValueError: The video has another rank, channel count, clip length or (Swin) size than the
                 network.
         """
+        if self.clip_length == 1 and video.dim() == 4:
+            video = video.unsqueeze(2)
         self.check(video)
-        return self.classify(self.fold(video))
-
-    def load_pretrained(self, pretrained: bool | str | os.PathLike[str], imagenet: str | None) -> None:
-        """Loads published weights: timm's, called ``imagenet``, if ``pretrained`` is ``True``, else a file.
-
-        Raises:
-            ValueError: There are none, or they do not fit.
-            OSError: The download failed, or the file cannot be read.
-        """
-        from dtf.models.pretrained import load_imagenet
-
-        load_imagenet(self, imagenet if pretrained is True else None, pretrained)
+        return self.classify(self.stem.fold(video))
 
     def check(self, video: torch.Tensor) -> None:
         """Refuses a video that the network was not built for; see :meth:`forward`."""

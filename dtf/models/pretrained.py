@@ -1,8 +1,8 @@
 """ImageNet weights of a 2D backbone in a video network.
 
-Source of the inflation: Long et al., arXiv 2211.08252, as released: the stem kernel goes to temporal position
-s // 2 with zeros elsewhere; every other weight is taken as it is; the classifier and the temporal filters
-stay fresh.
+The stem's kernel is spread over the frames of a step (`dtf.models.stems`), a convolution that a temporal
+layer stands for is handed to that layer, every other weight is taken as it is; the classifier and what is
+new in temporal layers stay fresh.
 """
 
 from __future__ import annotations
@@ -15,25 +15,24 @@ from pathlib import Path
 import timm
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.models.swin_transformer import SwinTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from dtf.layers.temporal import fresh_in, temporal_layers
 from dtf.models.archive import load_archive
-from dtf.models.block import DTFBlock
 from dtf.models.network import VideoNetwork
 
 log = logging.getLogger(__name__)
 
 
-def load_imagenet(
-    model: VideoNetwork, timm_name: str | None, pretrained: bool | str | os.PathLike[str]
+def load_image_weights(
+    model: VideoNetwork, pretrained: bool | str | os.PathLike[str], timm_name: str | None
 ) -> None:
     """Loads weights of a 2D image network into a video network's backbone.
 
     Args:
         model: The network.
-        timm_name: timm's name of the weights where ``pretrained`` is ``True``.
         pretrained: ``True`` to take timm's weights (downloaded and cached by timm), else a local file.
+        timm_name: timm's name of the weights; ``None`` where there are none.
 
     Raises:
         ValueError: There are no such weights, or they do not fit the network (each misfit is named).
@@ -93,33 +92,26 @@ def inflate(state: Mapping[str, Tensor], model: VideoNetwork, source: str) -> di
         source: Where ``state`` comes from, for messages.
 
     Returns:
-        New state for ``model.backbone``, without its classifier and its temporal filters.
+        New state for ``model.backbone``, without its classifier and what is new in its temporal layers.
 
     Raises:
         ValueError: A weight is missing, left over or of another shape; all of them are named.
     """
-    backbone = model.backbone
-    if isinstance(backbone, SwinTransformer):
-        # timm's own reader of original Swin names; it also resizes position tables for another window.
-        state = checkpoint_filter_fn(dict(state), backbone)
-        stem, classifier = "patch_embed.proj.weight", "head.fc."
-        state = {key: value for key, value in state.items() if not key.startswith("patch_embed.norm.")}
-        state = {key: value for key, value in state.items() if not key.startswith("head.")}
-    else:
-        stem, classifier = "conv1.weight", "fc."
-    filters = tuple(f"{name}." for name, module in backbone.named_modules() if isinstance(module, DTFBlock))
+    backbone, classifier = model.backbone, f"{model.classifier}."
+    fresh = set(fresh_in(backbone))
     wanted = {
         key: value
         for key, value in backbone.state_dict().items()
-        if not key.startswith(classifier) and not key.startswith(filters or ("\0",))
+        if not key.startswith(classifier) and key not in fresh
     }
-    result = {key: value for key, value in state.items() if not key.startswith(classifier)}
-    if stem in result and result[stem].dim() == 4 and result[stem].shape[1] == 3:
-        kernel = result[stem]
-        stride = model.temporal_stride
-        inflated = kernel.new_zeros(kernel.shape[0], 3, stride, *kernel.shape[2:])
-        inflated[:, :, stride // 2] = kernel
-        result[stem] = inflated.flatten(1, 2)
+    result = {k: v for k, v in model.image_state(state).items() if not k.startswith(classifier)}
+    kernel = result.get(model.stem_weight)
+    if kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 3:
+        result[model.stem_weight] = model.stem.inflate(kernel)
+    for prefix, layer in temporal_layers(backbone).items():
+        own = {key: result.pop(key) for key in list(result) if key.startswith(f"{prefix}.")}
+        taken = layer.from_image({key.removeprefix(f"{prefix}."): value for key, value in own.items()})
+        result |= {f"{prefix}.{key}": value for key, value in taken.items()}
     check_state(model.name, source, result, wanted)
     return result
 

@@ -20,8 +20,9 @@ import importlib
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,9 +32,21 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dtf.layers.options import (
+    Options,
+    one_of,
+    option,
+    positive_integer,
+    positive_integers,
+    positive_number,
+    share,
+    side_or_sides,
+)
+from dtf.layers.temporal import Temporal
 from dtf.models.network import VideoNetwork, recomputed
 from dtf.models.pretrained import check_state, read_state_dict
-from dtf.models.registry import register_model
+from dtf.models.registry import Backbone, register_model
+from dtf.models.stems import Tubelets
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +81,7 @@ class PyTorchVideoNetwork(VideoNetwork):
         slow_frames: Sequence[int] | None = None,
         image_size: tuple[int, int] | None = None,
     ) -> None:
-        super().__init__(backbone, clip_length, temporal_stride=1, image_size=image_size)
+        super().__init__(backbone, clip_length, Tubelets(1, 1), image_size)
         self.slow_frames = slow_frames
         self.warned = False
         for module in backbone.modules():
@@ -121,39 +134,60 @@ class PyTorchVideoNetwork(VideoNetwork):
         blocks = self.backbone.blocks
         return "head.proj" if hasattr(self.backbone, "head") else f"blocks.{len(blocks) - 1}.proj"
 
-    def load_pretrained(self, pretrained: bool | str | os.PathLike[str], imagenet: str | None) -> None:
-        """Loads Kinetics-400 weights as PyTorchVideo publishes them; nothing of the file is executed.
-
-        The classifier stays fresh where the file's has another number of classes; all else has to fit.
-
-        Args:
-            pretrained: ``True`` downloads PyTorchVideo's weights into ``torch.hub``'s folder, once; a path is
-                a local copy: a state dict, alone or under ``model_state``.
-            imagenet: Unused: there are no ImageNet weights.
+    @property
+    def last_stage(self) -> nn.Module:
+        """The stage ahead of the head; the two pathways of SlowFast meet in one block more.
 
         Raises:
-            ValueError: The file is no such file, or its weights do not fit (each misfit is named).
-            OSError: The download failed, or the file cannot be read.
+            ValueError: The network (MViT) is no list of stages.
         """
-        source = _download(self.name, self.clip_length) if pretrained is True else Path(str(pretrained))
-        state = read_state_dict(source)
-        wanted = self.backbone.state_dict()
-        classifier = [f"{self.classifier}.{part}" for part in ("weight", "bias")]
-        classes = state.get(classifier[1])
-        fresh = classes is not None and classes.shape != wanted[classifier[1]].shape
-        if fresh:
-            for key in classifier:
-                state[key] = wanted[key]
-        check_state(self.name, str(source), state, wanted)
-        self.backbone.load_state_dict(state)
-        log.info("%s: %d tensors from %s", self.name, len(state), source)
-        if classes is not None and fresh:
-            log.info(
-                "%s: the weights are those of %d classes; the classifier of %d starts fresh",
-                self.name,
-                len(classes),
-                len(wanted[classifier[1]]),
-            )
+        blocks = self.backbone.blocks
+        if not hasattr(self.backbone, "head") and len(blocks) > 2:
+            return blocks[-3] if type(blocks[-2]).__name__ == "PoolConcatPathway" else blocks[-2]
+        return super().last_stage
+
+    def unfold(self, maps: Tensor) -> Tensor:
+        """Its stages work on clips."""
+        return maps
+
+
+def load_published(
+    model: VideoNetwork, pretrained: bool | str | os.PathLike[str], published: str | None
+) -> None:
+    """Loads Kinetics-400 weights as PyTorchVideo publishes them; nothing of the file is executed.
+
+    The classifier stays fresh where the file's has another number of classes; all else has to fit.
+
+    Args:
+        model: The network.
+        pretrained: ``True`` downloads PyTorchVideo's weights into ``torch.hub``'s folder, once; a path is a
+            local
+            copy: a state dict, alone or under ``model_state``.
+        published: Unused: which weights there are depends on the clip.
+
+    Raises:
+        ValueError: The file is no such file, or its weights do not fit (each misfit is named).
+        OSError: The download failed, or the file cannot be read.
+    """
+    source = _download(model.name, model.clip_length) if pretrained is True else Path(str(pretrained))
+    state = read_state_dict(source)
+    wanted = model.backbone.state_dict()
+    classifier = [f"{model.classifier}.{part}" for part in ("weight", "bias")]
+    classes = state.get(classifier[1])
+    fresh = classes is not None and classes.shape != wanted[classifier[1]].shape
+    if fresh:
+        for key in classifier:
+            state[key] = wanted[key]
+    check_state(model.name, str(source), state, wanted)
+    model.backbone.load_state_dict(state)
+    log.info("%s: %d tensors from %s", model.name, len(state), source)
+    if classes is not None and fresh:
+        log.info(
+            "%s: the weights are those of %d classes; the classifier of %d starts fresh",
+            model.name,
+            len(classes),
+            len(wanted[classifier[1]]),
+        )
 
 
 def _run_block(block: nn.Module, *inputs: Any) -> Any:
@@ -204,9 +238,75 @@ def _import(name: str) -> Any:
         ) from error
 
 
-def _check_depth(depth: int, allowed: Sequence[int]) -> None:
-    if depth not in allowed:
-        raise ValueError(f"depth must be one of {', '.join(map(str, allowed))}, got {depth}")
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """Slow, CSN and R(2+1)D.
+
+    Attributes:
+        depth: Layers: 50, 101 or 152.
+        width: Channels of the stem; every stage scales with it.
+        dropout: Probability before the classifier.
+    """
+
+    depth: int = option(50, one_of(50, 101, 152))
+    width: int = option(64, positive_integer)
+    dropout: float = option(0.5, share)
+
+
+@dataclass(frozen=True)
+class SlowFastOptions(Options):
+    """SlowFast.
+
+    Attributes:
+        depth: Layers: 18 (one block per stage, as PyTorchVideo counts), 50, 101 or 152.
+        width: Channels of the slow pathway's stem, a multiple of ``beta_inverse``; every stage scales with
+            it.
+        alpha: Frames of the fast pathway per frame of the slow one.
+        beta_inverse: Channels of the slow pathway per channel of the fast one (1 / beta).
+        dropout: Probability before the classifier.
+    """
+
+    depth: int = option(50, one_of(18, 50, 101, 152))
+    width: int = option(64, positive_integer)
+    alpha: int = option(4, positive_integer)
+    beta_inverse: int = option(8, positive_integer)
+    dropout: float = option(0.5, share)
+
+
+@dataclass(frozen=True)
+class X3DOptions(Options):
+    """X3D.
+
+    Attributes:
+        width_factor: Channels, as a multiple of X3D's 12, 24, 48, 96 (rounded to multiples of 8).
+        depth_factor: Blocks per stage, as a multiple of 1, 2, 5, 3 (rounded up).
+        dropout: Probability before the classifier.
+    """
+
+    width_factor: float = option(2.0, positive_number)
+    depth_factor: float = option(2.2, positive_number)
+    dropout: float = option(0.5, share)
+
+
+@dataclass(frozen=True)
+class MViTOptions(Options):
+    """MViTv1.
+
+    Attributes:
+        image_size: Side, or (height, width), of the frames in pixels; multiples of 4.
+        embed_dim: Channels of the first stage, a multiple of ``num_heads``; doubled by each later stage.
+        depths: Blocks per stage; each stage halves height and width of the one before.
+        num_heads: Attention heads of the first stage; doubled by each later stage.
+        dropout: Probability before the classifier.
+        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+    """
+
+    image_size: int | tuple[int, int] = option(224, side_or_sides)
+    embed_dim: int = option(96, positive_integer)
+    depths: tuple[int, ...] = option((1, 2, 11, 2), positive_integers((1, 2, 11, 2)))
+    num_heads: int = option(1, positive_integer)
+    dropout: float = option(0.5, share)
+    drop_path_rate: float = option(0.2, share)
 
 
 # Pooling over the whole map: what a fixed window does at the clip that it was made for.
@@ -218,69 +318,40 @@ _POOL: dict[str, Any] = {
 
 
 def _resnet(
-    create: Callable[..., nn.Module],
-    num_classes: int,
-    clip_length: int,
-    depth: int,
-    width: int,
-    dropout: float,
-    **settings: Any,
+    module: str, create: str, options: ResNetOptions, num_classes: int, clip_length: int, **settings: Any
 ) -> PyTorchVideoNetwork:
     """A ResNet of one pathway by PyTorchVideo's constructor; ``settings`` are those of its family."""
-    _check_depth(depth, (50, 101, 152))
-    backbone = create(
-        model_depth=depth,
+    backbone = getattr(_import(f"pytorchvideo.models.{module}"), create)(
+        model_depth=options.depth,
         model_num_class=num_classes,
-        dropout_rate=dropout,
-        stem_dim_out=width,
+        dropout_rate=options.dropout,
+        stem_dim_out=options.width,
         **_POOL,
         **settings,
     )
     return PyTorchVideoNetwork(backbone, clip_length)
 
 
-@register_model("ptv_slow_r50", fixed={})
 def slow(
-    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.5
+    options: ResNetOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
     """Builds SlowFast's slow pathway alone: a ResNet with temporal kernels in its last two stages.
 
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames per clip; any (published: 8).
-        depth: Layers: 50, 101 or 152.
-        width: Channels of the stem; every stage scales with it.
-        dropout: Probability before the classifier.
+    Any clip length (published: 8).
     """
-    create = _import("pytorchvideo.models.resnet").create_resnet
-    return _resnet(create, num_classes, clip_length, depth, width, dropout, stem_conv_kernel_size=(1, 7, 7))
+    kernel = {"stem_conv_kernel_size": (1, 7, 7)}
+    return _resnet("resnet", "create_resnet", options, num_classes, clip_length, **kernel)
 
 
-@register_model("ptv_slowfast_r50", fixed={})
 def slowfast(
-    *,
-    num_classes: int = 400,
-    clip_length: int = 16,
-    depth: int = 50,
-    width: int = 64,
-    alpha: int = 4,
-    beta_inverse: int = 8,
-    dropout: float = 0.5,
+    options: SlowFastOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
     """Builds SlowFast: a slow pathway of few frames and a fast one of few channels.
 
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames of the fast pathway, a multiple of ``alpha`` (published: 32). The slow pathway
-            sees clip_length / alpha of them, spread evenly from the first to the last.
-        depth: Layers: 18 (one block per stage, as PyTorchVideo counts), 50, 101 or 152.
-        width: Channels of the slow pathway's stem, a multiple of ``beta_inverse``; every stage scales with
-            it.
-        alpha: Frames of the fast pathway per frame of the slow one.
-        beta_inverse: Channels of the slow pathway per channel of the fast one (1 / beta).
-        dropout: Probability before the classifier.
+    The clip length is that of the fast pathway, a multiple of ``alpha`` (published: 32). The slow pathway
+    sees clip_length / alpha of its frames, spread evenly from the first to the last.
     """
-    _check_depth(depth, (18, 50, 101, 152))
+    alpha, width, beta_inverse = options.alpha, options.width, options.beta_inverse
     if clip_length % alpha:
         raise ValueError(
             "clip_length is that of the fast pathway and must be a multiple of "
@@ -291,11 +362,11 @@ def slowfast(
     backbone = _import("pytorchvideo.models.slowfast").create_slowfast(
         slowfast_channel_reduction_ratio=(beta_inverse,),
         # As published: 7 frames for the 50-layer network, 5 for the deeper ones.
-        slowfast_fusion_conv_kernel_size=(7 if depth <= 50 else 5, 1, 1),
+        slowfast_fusion_conv_kernel_size=(7 if options.depth <= 50 else 5, 1, 1),
         slowfast_fusion_conv_stride=(alpha, 1, 1),
-        model_depth=depth,
+        model_depth=options.depth,
         model_num_class=num_classes,
-        dropout_rate=dropout,
+        dropout_rate=options.dropout,
         stem_dim_outs=(width, width // beta_inverse),
         **{**_POOL, "head_output_size": ((1, 1, 1), (1, 1, 1))},
     )
@@ -305,35 +376,20 @@ def slowfast(
     return PyTorchVideoNetwork(backbone, clip_length, slow_frames=frames)
 
 
-@register_model("ptv_x3d_tiny", fixed={}, pocket=True, width_factor=1.0, depth_factor=0.5, dropout=0.0)
-@register_model("ptv_x3d_s", fixed={})
-@register_model("ptv_x3d_m", fixed={})
 def x3d(
-    *,
-    num_classes: int = 400,
-    clip_length: int = 16,
-    width_factor: float = 2.0,
-    depth_factor: float = 2.2,
-    dropout: float = 0.5,
+    options: X3DOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
-    """Builds X3D: channelwise convolutions with squeeze-excitation.
+    """Builds X3D: channelwise convolutions with squeeze-excitation. Any clip length.
 
     X3D-S and X3D-M are one network; they differ in the clip that they were published for (13 frames of 160
     pixels, 16 of 224), and so in their weights. ``ptv_x3d_tiny`` is ours: X3D in pocket size, for small
-    frames and for CPUs, as ``dtf_tiny`` is; there are no weights of it.
-
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames per clip; any.
-        width_factor: Channels, as a multiple of X3D's 12, 24, 48, 96 (rounded to multiples of 8).
-        depth_factor: Blocks per stage, as a multiple of 1, 2, 5, 3 (rounded up).
-        dropout: Probability before the classifier.
+    frames and for CPUs; there are no weights of it.
     """
     backbone = _import("pytorchvideo.models.x3d").create_x3d(
         model_num_class=num_classes,
-        dropout_rate=dropout,
-        width_factor=width_factor,
-        depth_factor=depth_factor,
+        dropout_rate=options.dropout,
+        width_factor=options.width_factor,
+        depth_factor=options.depth_factor,
         inner_act=nn.SiLU,
         head_activation=None,
     )
@@ -342,38 +398,24 @@ def x3d(
     return PyTorchVideoNetwork(backbone, clip_length)
 
 
-@register_model("ptv_csn_r101", fixed={}, depth=101)
 def csn(
-    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.0
+    options: ResNetOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
     """Builds a channel-separated network (ir-CSN): a ResNet whose 3x3x3 convolutions are channelwise.
 
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames per clip; any (published: 32).
-        depth: Layers: 50, 101 or 152.
-        width: Channels of the stem; every stage scales with it.
-        dropout: Probability before the classifier.
+    Any clip length (published: 32).
     """
-    create = _import("pytorchvideo.models.csn").create_csn
-    return _resnet(create, num_classes, clip_length, depth, width, dropout, stem_pool=nn.MaxPool3d)
+    return _resnet("csn", "create_csn", options, num_classes, clip_length, stem_pool=nn.MaxPool3d)
 
 
-@register_model("ptv_r2plus1d_r50", fixed={})
 def r2plus1d(
-    *, num_classes: int = 400, clip_length: int = 16, depth: int = 50, width: int = 64, dropout: float = 0.5
+    options: ResNetOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
     """Builds R(2+1)D: a ResNet whose 3x3x3 convolutions are split into space, then time.
 
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames per clip; any (published: 16).
-        depth: Layers: 50, 101 or 152.
-        width: Channels of the stem; every stage scales with it.
-        dropout: Probability before the classifier.
+    Any clip length (published: 16).
     """
-    create = _import("pytorchvideo.models.r2plus1d").create_r2plus1d
-    return _resnet(create, num_classes, clip_length, depth, width, dropout)
+    return _resnet("r2plus1d", "create_r2plus1d", options, num_classes, clip_length)
 
 
 class _MetaWeights(TorchFunctionMode):
@@ -385,36 +427,25 @@ class _MetaWeights(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@register_model("ptv_mvit_b", fixed={})
 def mvit(
-    *,
-    num_classes: int = 400,
-    clip_length: int = 16,
-    image_size: int | Sequence[int] = 224,
-    embed_dim: int = 96,
-    depths: Sequence[int] = (1, 2, 11, 2),
-    num_heads: int = 1,
-    dropout: float = 0.5,
-    drop_path_rate: float = 0.2,
+    options: MViTOptions, num_classes: int, clip_length: int, temporal: Temporal | None
 ) -> PyTorchVideoNetwork:
     """Builds a multiscale vision transformer (MViTv1).
 
-    Args:
-        num_classes: Length of the logits.
-        clip_length: Frames per clip; even (published: 16 and 32). Weights of one length do not fit another.
-        image_size: Side, or (height, width), of the frames in pixels; multiples of 4.
-        embed_dim: Channels of the first stage, a multiple of ``num_heads``; doubled by each later stage.
-        depths: Blocks per stage; each stage halves height and width of the one before.
-        num_heads: Attention heads of the first stage; doubled by each later stage.
-        dropout: Probability before the classifier.
-        drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
+    The clip length is even (published: 16 and 32). Weights of one length do not fit another.
     """
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size, embed_dim, depths, num_heads = (
+        options.image_size,
+        options.embed_dim,
+        options.depths,
+        options.num_heads,
+    )
+    height, width = (size, size) if isinstance(size, int) else size
     frames, pixels = _PATCH
     if clip_length % frames:
         raise ValueError(f"clip_length must be even: a patch holds {frames} frames; got {clip_length}")
     if height % pixels or width % pixels:
-        raise ValueError(f"image_size must be multiples of {pixels} pixels, got {image_size}")
+        raise ValueError(f"image_size must be multiples of {pixels} pixels, got {size}")
     if embed_dim % num_heads or embed_dim < 8:
         raise ValueError(
             f"embed_dim must be a multiple of num_heads={num_heads} and at least 8, got {embed_dim}"
@@ -435,9 +466,21 @@ def mvit(
             pool_q_stride_size=[[start, 1, 2, 2] for start in starts],
             pool_kv_stride_adaptive=[1, 8, 8],
             pool_kvq_kernel=[3, 3, 3],
-            droppath_rate_block=drop_path_rate,
-            head_dropout_rate=dropout,
+            droppath_rate_block=options.drop_path_rate,
+            head_dropout_rate=options.dropout,
             head_activation=None,
             head_num_classes=num_classes,
         )
     return PyTorchVideoNetwork(backbone.to(device), clip_length, image_size=(height, width))
+
+
+X3D = Backbone("x3d", X3DOptions, x3d, load_published)
+
+register_model("ptv_slow_r50", Backbone("slow", ResNetOptions, slow, load_published))
+register_model("ptv_slowfast_r50", Backbone("slowfast", SlowFastOptions, slowfast, load_published))
+register_model("ptv_x3d_tiny", X3D, pocket=True, width_factor=1.0, depth_factor=0.5, dropout=0.0)
+register_model("ptv_x3d_s", X3D)
+register_model("ptv_x3d_m", X3D)
+register_model("ptv_csn_r101", Backbone("csn", ResNetOptions, csn, load_published), depth=101, dropout=0.0)
+register_model("ptv_r2plus1d_r50", Backbone("r2plus1d", ResNetOptions, r2plus1d, load_published))
+register_model("ptv_mvit_b", Backbone("mvit", MViTOptions, mvit, load_published))

@@ -2,19 +2,47 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
-import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from dtf.layers.options import Options, defaults_of
+from dtf.layers.temporal import Family, Temporal
 from dtf.models.network import VideoNetwork
 
 log = logging.getLogger(__name__)
 
-Builder = Callable[..., VideoNetwork]
+Build = Callable[[Any, int, int, Temporal | None], VideoNetwork]
+Load = Callable[[VideoNetwork, bool | str | os.PathLike[str], str | None], None]
+
+NOT_STORED = ("backend",)
+"""Arguments that say where a network runs, not what it is."""
+
+
+def _no_weights(
+    model: VideoNetwork, pretrained: bool | str | os.PathLike[str], published: str | None
+) -> None:
+    raise ValueError(f"{model.name}: there are no published weights for it; use pretrained=False")
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What networks of one kind are built by.
+
+    Attributes:
+        name: For people.
+        options: Dataclass of its arguments.
+        build: From (options, num_classes, clip_length, temporal) to a network.
+        load: Loads published weights into (model, True or a file, name of the published ones).
+    """
+
+    name: str
+    options: type[Options]
+    build: Build
+    load: Load = _no_weights
 
 
 @dataclass(frozen=True)
@@ -22,17 +50,19 @@ class Architecture:
     """A registered name.
 
     Attributes:
-        build: Builder; its keyword arguments are the network's arguments.
+        backbone: What it is built by.
+        family: The temporal layers that it carries; ``None``: none.
         fixed: Arguments that make this name what it is (not overridable).
         defaults: Arguments a caller may override, with their values for this name.
-        imagenet: Name of timm's ImageNet weights for the backbone; ``None`` where there are none.
+        published: Name of the published weights for the backbone; ``None`` where there are none.
         pocket: Whether it is a network in pocket size, made for the small clips of the motion data set.
     """
 
-    build: Builder
+    backbone: Backbone
+    family: Family | None
     fixed: Mapping[str, Any]
     defaults: Mapping[str, Any]
-    imagenet: str | None
+    published: str | None = None
     pocket: bool = False
 
 
@@ -40,35 +70,35 @@ _ARCHITECTURES: dict[str, Architecture] = {}
 
 
 def register_model(
-    name: str, *, fixed: Mapping[str, Any], imagenet: str | None = None, pocket: bool = False, **defaults: Any
-) -> Callable[[Builder], Builder]:
-    """Registers a builder under ``name``.
+    name: str,
+    backbone: Backbone,
+    family: Family | None = None,
+    *,
+    fixed: Mapping[str, Any] | None = None,
+    published: str | None = None,
+    pocket: bool = False,
+    **defaults: Any,
+) -> None:
+    """Registers a network under ``name``.
 
     Args:
         name: The registered name; a second registration is refused.
-        fixed: Arguments passed to the builder that a caller cannot override.
-        imagenet: Name of timm's ImageNet weights for the backbone.
+        backbone: What it is built by.
+        family: The temporal layers that it carries.
+        fixed: Values of options that a caller cannot override.
+        published: Name of the published weights for the backbone.
         pocket: Whether it is a network in pocket size.
-        defaults: Values for this name that replace the builder's own defaults.
+        defaults: Values for this name that replace the options' own defaults.
     """
-
-    def decorate(build: Builder) -> Builder:
-        if name in _ARCHITECTURES:
-            raise ValueError(f"model {name!r} is already registered; choose another name")
-        own = {
-            parameter.name: parameter.default
-            for parameter in inspect.signature(build).parameters.values()
-            if parameter.default is not inspect.Parameter.empty
-        }
-        # An operator's arguments would have no effect on a network without it.
-        without = () if fixed.get("temporal_filter", True) else ("kernel_size", "filter_groups")
-        allowed = {key: value for key, value in own.items() if key not in fixed and key not in without}
-        unknown = sorted(set(defaults) - set(allowed))
-        assert not unknown, f"{name}: builder {build.__name__} takes no {unknown}"
-        _ARCHITECTURES[name] = Architecture(build, dict(fixed), {**allowed, **defaults}, imagenet, pocket)
-        return build
-
-    return decorate
+    if name in _ARCHITECTURES:
+        raise ValueError(f"model {name!r} is already registered; choose another name")
+    fixed = dict(fixed or {})
+    options = defaults_of(backbone.options) | (defaults_of(family.options) if family else {})
+    unknown = sorted({*fixed, *defaults} - set(options))
+    assert not unknown, f"{name}: backbone {backbone.name} takes no {unknown}"
+    allowed = {key: value for key, value in options.items() if key not in fixed}
+    own = {**allowed, **defaults}
+    _ARCHITECTURES[name] = Architecture(backbone, family, fixed, own, published, pocket)
 
 
 def list_models() -> list[str]:
@@ -106,12 +136,14 @@ def create_model(
         clip_length: Frames per clip; a multiple of ``temporal_stride``.
         temporal_stride: Frames that the stem joins into one step; ``None`` for the architecture's own (4, and
             1 for ``*_tiny``, whose stem must be blind to motion). Networks called ``ptv_*`` have none.
-        pretrained: ``True`` loads timm's ImageNet weights into the backbone (downloaded once); a path loads a
-            local ``.safetensors`` or ``.pth`` file of a 2D network instead. The classifier and the filter
-            blocks stay fresh. ``ptv_*``: PyTorchVideo's Kinetics-400 weights, or a local copy of them.
-        overrides: Plain data: ``layers``, ``widths`` (ResNet), ``embed_dim``, ``depths``, ``num_heads``,
-            ``window_size``, ``image_size`` (Swin), ``dropout``, ``drop_path_rate``, and with temporal filters
-            ``kernel_size``, ``filter_groups``. Those of ``ptv_*`` stand in :mod:`dtf.models.pytorchvideo`.
+        pretrained: ``True`` loads the published image weights into the backbone (downloaded once); a path
+            loads a
+            local ``.safetensors`` or ``.pth`` file of a 2D network instead. The classifier and the temporal
+            layers stay fresh. ``ptv_*``: PyTorchVideo's Kinetics-400 weights, or a local copy of them.
+        overrides: Plain data: options of the backbone (for instance
+            :class:`dtf.models.resnet.ResNetOptions`, :class:`dtf.models.swin.SwinOptions`) and of the
+            family of temporal layers (:class:`dtf.layers.dtf.DTFOptions`). ``backend`` chooses that of the
+            operators.
 
     Returns:
         A network (B, 3, clip_length, H, W) -> (B, num_classes) with the attributes ``name`` and
@@ -121,7 +153,7 @@ def create_model(
     Raises:
         ValueError: Unknown name or override (with the nearest ones), values that do not fit together, weights
             that do not fit the network.
-        OSError: The ImageNet weights could not be downloaded, or the file cannot be read.
+        OSError: The published weights could not be downloaded, or the file cannot be read.
     """
     entry = architecture(name)
     allowed = ["num_classes", "clip_length", *entry.defaults]
@@ -133,44 +165,31 @@ def create_model(
     arguments: dict[str, Any] = {**entry.defaults, "num_classes": num_classes, "clip_length": clip_length}
     arguments.update(overrides)
     arguments = {key: plain(name, key, value) for key, value in arguments.items()}
-    problems = [_problem(key, value, entry.defaults[key]) for key, value in arguments.items()]
-    if any(problems):
-        raise ValueError(f"{name}: {'; '.join(filter(None, problems))}")
-    if arguments["clip_length"] % arguments.get("temporal_stride", 1):
-        raise ValueError(
-            f"{name}: clip_length must be a multiple of temporal_stride, got {arguments['clip_length']} and "
-            f"{arguments['temporal_stride']}"
-        )
-    model = entry.build(**entry.fixed, **arguments)
+    values = {**entry.fixed, **arguments}
+    problems = [
+        f"{key} must be a positive integer, got {values[key]!r}"
+        for key in ("num_classes", "clip_length")
+        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < 1
+    ]
+
+    def take(options: type[Options]) -> Options | None:
+        try:
+            return options(**{key: values[key] for key in defaults_of(options)})
+        except ValueError as error:
+            problems.append(str(error))
+            return None
+
+    own = take(entry.backbone.options)
+    of_family = None if entry.family is None else take(entry.family.options)
+    if problems:
+        raise ValueError(f"{name}: {'; '.join(problems)}")
+    temporal = Temporal(entry.family, of_family) if entry.family and of_family else None
+    model = entry.backbone.build(own, num_classes, clip_length, temporal)
     model.name = name
-    model.arguments = arguments
+    model.arguments = {key: value for key, value in arguments.items() if key not in NOT_STORED}
     if pretrained is not False:
-        model.load_pretrained(pretrained, entry.imagenet)
+        entry.backbone.load(model, pretrained, entry.published)
     return model
-
-
-def _problem(key: str, value: Any, default: Any) -> str | None:
-    """Returns what is wrong with an argument, judged by its default's type; ``None`` if nothing is."""
-
-    def positive(number: Any) -> bool:
-        return isinstance(number, int) and not isinstance(number, bool) and number >= 1
-
-    if key.endswith("_factor"):
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf:
-            return None
-        return f"{key} must be a positive number, got {value!r}"
-    if isinstance(default, float):
-        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1:
-            return None
-        return f"{key} must be a number from 0 up to but not including 1, got {value!r}"
-    if isinstance(default, list | tuple):
-        if isinstance(value, list) and value and all(map(positive, value)):
-            return None
-        return f"{key} must be a list of positive integers like {list(default)}, got {value!r}"
-    pair = key == "image_size" and isinstance(value, list) and len(value) == 2 and all(map(positive, value))
-    if pair or positive(value):
-        return None
-    return f"{key} must be a positive integer{' or two' if key == 'image_size' else ''}, got {value!r}"
 
 
 def plain(name: str, key: str, value: Any) -> Any:

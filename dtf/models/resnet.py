@@ -1,51 +1,68 @@
-"""C2D and DTF ResNets: timm's ResNet on folded frames, with temporal filters behind its 3x3 convolutions.
+"""timm's ResNet on folded frames, with places for temporal layers at its spatial convolutions.
 
-Source: Long et al., "Dynamic Temporal Filtering in Video Models", ECCV 2022 (arXiv 2211.08252), DTF-Net.
-Backbone: timm. Differences from the released code: basic blocks (ResNet-18) are supported, with a filter
-after each of their two 3x3 convolutions.
-
-Letters: B clips, T steps, s frames per step, C channels, H x W pixels; folded frames are (B*T, C, H, W).
+Letters: B clips, T steps, C channels, H x W pixels; folded frames are (B*T, C, H, W).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
-from torch.nn import functional as F
 
-from dtf.models.block import FoldedDTFBlock
+from dtf.layers.options import Options, one_of, option, optional, positive_integer, positive_integers, share
+from dtf.layers.temporal import Place, Slots, Temporal
+from dtf.models.heads import mean_features
 from dtf.models.network import VideoNetwork
-from dtf.models.registry import register_model
+from dtf.models.pretrained import load_image_weights
+from dtf.models.registry import Backbone
+from dtf.models.stems import joined
 
 
-class DTFBasicBlock(BasicBlock):
-    """timm's basic block with a temporal filter between each 3x3 convolution and its batch norm."""
+@dataclass
+class _Carried:
+    """What blocks carry, and where the next one that is built stands: timm builds them in order."""
 
-    def __init__(self, *args: Any, filter_arguments: dict[str, Any], **kwargs: Any) -> None:
+    temporal: Temporal
+    num_steps: int
+    order: Iterator[tuple[int, int]]
+
+
+class TemporalBasicBlock(Slots, BasicBlock):
+    """timm's basic block with places behind each of its two convolutions, ahead of their norms."""
+
+    def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dtf1 = FoldedDTFBlock(self.conv1.out_channels, **filter_arguments)
-        self.dtf2 = FoldedDTFBlock(self.conv2.out_channels, **filter_arguments)
+        stage, block = next(carried.order)
+        places = (
+            Place("after_convolution", conv.out_channels, carried.num_steps, stage, block, suffix)
+            for suffix, conv in (("1", self.conv1), ("2", self.conv2))
+        )
+        self.fill(carried.temporal, *places)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.act1(self.bn1(self.dtf1(self.conv1(x))))
-        residual = self.bn2(self.dtf2(self.conv2(residual)))
+        residual = self.act1(self.bn1(self.at("after_convolution1", self.conv1(x))))
+        residual = self.bn2(self.at("after_convolution2", self.conv2(residual)))
         return _join(self, residual, x, self.act2)
 
 
-class DTFBottleneck(Bottleneck):
-    """timm's bottleneck with a temporal filter between its 3x3 convolution and the batch norm."""
+class TemporalBottleneck(Slots, Bottleneck):
+    """timm's bottleneck with places at its 3x3 convolution: behind it, and behind its norm and activation."""
 
-    def __init__(self, *args: Any, filter_arguments: dict[str, Any], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.dtf = FoldedDTFBlock(self.conv2.out_channels, **filter_arguments)
+        stage, block = next(carried.order)
+        channels = self.conv2.out_channels
+        where = (channels, carried.num_steps, stage, block)
+        self.fill(carried.temporal, Place("after_convolution", *where), Place("after_activation", *where))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.act2(self.bn2(self.dtf(self.conv2(residual))))
+        residual = self.at("after_convolution", self.conv2(residual))
+        residual = self.at("after_activation", self.act2(self.bn2(residual)))
         residual = self.bn3(self.conv3(residual))
         return _join(self, residual, x, self.act3)
 
@@ -62,8 +79,10 @@ def _join(
 class VideoResNet(VideoNetwork):
     """A ResNet on folded frames; mean over steps and pixels, dropout, linear."""
 
-    def __init__(self, backbone: ResNet, clip_length: int, temporal_stride: int, dropout: float) -> None:
-        super().__init__(backbone, clip_length, temporal_stride)
+    stem_weight = "conv1.weight"
+
+    def __init__(self, *args: Any, dropout: float) -> None:
+        super().__init__(*args)
         self.dropout = dropout
         self.to(memory_format=torch.channels_last)
 
@@ -74,97 +93,99 @@ class VideoResNet(VideoNetwork):
             yield from ((block, True) for block in stage)
 
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        features = self.features(frames)  # (B*T, C, h, w)
-        features = features.mean(dim=(2, 3)).unflatten(0, (-1, self.num_steps)).mean(dim=1)
-        return self.backbone.fc(F.dropout(features, self.dropout, self.training))
+        maps = self.features(frames)  # (B*T, C, h, w)
+        return mean_features(maps, self.num_steps, self.backbone.fc, self.dropout, self.training)
+
+    @property
+    def classifier(self) -> str:
+        return "fc"
+
+    @property
+    def last_stage(self) -> nn.Module:
+        """The fourth."""
+        return self.backbone.layer4
 
 
-_BLOCKS: dict[tuple[str, bool], Any] = {
-    ("basic", True): DTFBasicBlock,
-    ("basic", False): BasicBlock,
-    ("bottleneck", True): DTFBottleneck,
-    ("bottleneck", False): Bottleneck,
-}
+@dataclass(frozen=True)
+class ResNetOptions(Options):
+    """What a ResNet on folded frames takes.
 
-
-@register_model("dtf_tiny", fixed={"temporal_filter": True, "block": "basic"}, pocket=True,
-                temporal_stride=1, layers=(1, 1, 1, 1),
-                widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
-@register_model("c2d_tiny", fixed={"temporal_filter": False, "block": "basic"}, pocket=True,
-                temporal_stride=1, layers=(1, 1, 1, 1),
-                widths=(16, 32, 64, 128), stem_width=16, dropout=0.0)  # fmt: skip
-@register_model("dtf_resnet18", fixed={"temporal_filter": True, "block": "basic", "stem_width": None},
-                layers=(2, 2, 2, 2), imagenet="resnet18.tv_in1k")  # fmt: skip
-@register_model("c2d_resnet18", fixed={"temporal_filter": False, "block": "basic", "stem_width": None},
-                layers=(2, 2, 2, 2), imagenet="resnet18.tv_in1k")  # fmt: skip
-@register_model("dtf_resnet50", fixed={"temporal_filter": True, "block": "bottleneck", "stem_width": None},
-                layers=(3, 4, 6, 3), imagenet="resnet50.tv_in1k")  # fmt: skip
-@register_model("c2d_resnet50", fixed={"temporal_filter": False, "block": "bottleneck", "stem_width": None},
-                layers=(3, 4, 6, 3), imagenet="resnet50.tv_in1k")  # fmt: skip
-@register_model("dtf_resnet101", fixed={"temporal_filter": True, "block": "bottleneck", "stem_width": None},
-                layers=(3, 4, 23, 3), imagenet="resnet101.tv_in1k")  # fmt: skip
-@register_model("c2d_resnet101", fixed={"temporal_filter": False, "block": "bottleneck", "stem_width": None},
-                layers=(3, 4, 23, 3), imagenet="resnet101.tv_in1k")  # fmt: skip
-def video_resnet(
-    *,
-    temporal_filter: bool,
-    block: str,
-    num_classes: int = 400,
-    clip_length: int = 16,
-    temporal_stride: int = 4,
-    layers: Sequence[int] = (3, 4, 6, 3),
-    widths: Sequence[int] = (64, 128, 256, 512),
-    stem_width: int | None = None,
-    dropout: float = 0.5,
-    drop_path_rate: float = 0.0,
-    kernel_size: int = 3,
-    filter_groups: int = 16,
-) -> VideoResNet:
-    """Builds a ResNet on folded frames, with (DTF-Net) or without (C2D) temporal filters.
-
-    Args:
-        temporal_filter: Whether temporal filters stand behind the 3x3 convolutions.
+    Attributes:
         block: ``basic`` or ``bottleneck``.
-        num_classes: Length of the logits.
-        clip_length: Frames per clip.
-        temporal_stride: Frames s that the stem joins.
+        temporal_stride: Frames that the stem joins into a step.
         layers: Blocks per stage.
         widths: Channels per stage (of a bottleneck's 3x3 convolution).
         stem_width: Channels of the small stem for small frames (5x5, stride 2, no pooling); ``None`` for
             ResNet's own (7x7, stride 2, 64 channels, max pooling of stride 2).
         dropout: Probability before the classifier.
         drop_path_rate: Stochastic depth of the last block, rising linearly from 0.
-        kernel_size: Window side K of the temporal filters.
-        filter_groups: Filter groups G of the temporal filters.
     """
+
+    block: str = option("bottleneck", one_of("basic", "bottleneck"))
+    temporal_stride: int = option(4, positive_integer)
+    layers: tuple[int, ...] = option((3, 4, 6, 3), positive_integers((3, 4, 6, 3)))
+    widths: tuple[int, ...] = option((64, 128, 256, 512), positive_integers((64, 128, 256, 512)))
+    stem_width: int | None = option(None, optional(positive_integer))
+    dropout: float = option(0.5, share)
+    drop_path_rate: float = option(0.0, share)
+
+
+def build_resnet(
+    options: ResNetOptions, num_classes: int, clip_length: int, temporal: Temporal | None
+) -> VideoResNet:
+    """Builds a ResNet on folded frames that carries temporal layers, or none (C2D)."""
+    layers, widths, stem_width = options.layers, options.widths, options.stem_width
     if len(layers) != 4 or len(widths) != 4:
         raise ValueError(
             "layers and widths must have one entry for each of the 4 stages, "
             f"got {list(layers)} and {list(widths)}"
         )
-    num_steps = clip_length // temporal_stride
+    stem = joined(clip_length, options.temporal_stride)
+    basic = options.block == "basic"
+    block: Any = BasicBlock if basic else Bottleneck
     arguments: dict[str, Any] = {}
-    if temporal_filter:
-        filters = {"num_frames": num_steps, "kernel_size": kernel_size, "filter_groups": filter_groups}
-        arguments["block_args"] = {"filter_arguments": filters}
+    if temporal is not None:
+        block = TemporalBasicBlock if basic else TemporalBottleneck
+        order = ((stage, index) for stage, depth in enumerate(layers) for index in range(depth))
+        arguments["block_args"] = {"carried": _Carried(temporal, stem.num_steps(clip_length), order)}
     if stem_width is not None:
         if stem_width % 2:
             raise ValueError(f"stem_width must be an even number of channels, got {stem_width}")
         # timm fixes the plain stem at 64 channels; its deep stem has 2 * stem_width, and is replaced below.
         arguments.update(stem_type="deep", stem_width=stem_width // 2)
+    channels = 3 * stem.kernel
     backbone: Any = ResNet(
-        _BLOCKS[block, temporal_filter],
+        block,
         tuple(layers),
         num_classes=num_classes,
-        in_chans=3 * temporal_stride,
+        in_chans=channels,
         channels=tuple(widths),
-        drop_path_rate=drop_path_rate,
+        drop_path_rate=options.drop_path_rate,
         zero_init_last=False,
         **arguments,
     )
     if stem_width is not None:
-        stem = nn.Conv2d(3 * temporal_stride, stem_width, kernel_size=5, stride=2, padding=2, bias=False)
-        nn.init.kaiming_normal_(stem.weight, mode="fan_out", nonlinearity="relu")
-        backbone.conv1 = stem
+        conv = nn.Conv2d(channels, stem_width, kernel_size=5, stride=2, padding=2, bias=False)
+        nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+        backbone.conv1 = conv
         backbone.maxpool = nn.Identity()
-    return VideoResNet(backbone, clip_length, temporal_stride, dropout)
+    return VideoResNet(backbone, clip_length, stem, dropout=options.dropout)
+
+
+RESNET = Backbone("resnet", ResNetOptions, build_resnet, load_image_weights)
+
+# Of the usual depths, what makes each what it is, and timm's name of their ImageNet weights.
+_USUAL = {"stem_width": None}
+RESNETS: dict[str, tuple[dict[str, Any], dict[str, Any], str | None]] = {
+    "18": ({"block": "basic", **_USUAL}, {"layers": (2, 2, 2, 2)}, "resnet18.tv_in1k"),
+    "50": ({"block": "bottleneck", **_USUAL}, {"layers": (3, 4, 6, 3)}, "resnet50.tv_in1k"),
+    "101": ({"block": "bottleneck", **_USUAL}, {"layers": (3, 4, 23, 3)}, "resnet101.tv_in1k"),
+}
+TINY: dict[str, Any] = {
+    "temporal_stride": 1,
+    "layers": (1, 1, 1, 1),
+    "widths": (16, 32, 64, 128),
+    "stem_width": 16,
+    "dropout": 0.0,
+}
+"""A ResNet in pocket size, for small clips and for CPUs, whose stem is blind to motion."""

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from dtf.models import DTFBlock, create_model, list_models, register_model
+from dtf.layers import DTFBlock, temporal_layers
+from dtf.models import create_model, list_models, register_model
+from dtf.models.resnet import RESNET
+from dtf.models.stems import Tubelets
 
 # Those of PyTorchVideo have their tests in test_pytorchvideo.py.
 OWN = [name for name in list_models() if not name.startswith("ptv_")]
@@ -283,4 +286,42 @@ def test_wrong_videos_get_a_clear_error(name, shape, message):
 
 def test_a_name_is_registered_once():
     with pytest.raises(ValueError, match="'dtf_tiny' is already registered"):
-        register_model("dtf_tiny", fixed={})(lambda *, num_classes=1: None)
+        register_model("dtf_tiny", RESNET)
+
+
+def test_the_backend_of_a_network_is_chosen_and_not_stored():
+    model = small("dtf_tiny", backend="reference")
+    assert {layer.backend for layer in temporal_layers(model).values()} == {"reference"}
+    assert "backend" not in model.arguments
+    again = create_model("dtf_tiny", **model.arguments).eval()
+    again.load_state_dict(model.state_dict())
+    video = torch.randn(1, 3, 8, 32, 32)
+    torch.testing.assert_close(again(video), model.eval()(video))
+    with pytest.raises(ValueError, match="backend must be one of auto, reference, torch, cupy, got 'cuda'"):
+        small("dtf_tiny", backend="cuda")
+
+
+def test_all_faults_of_the_arguments_are_told_at_once():
+    with pytest.raises(ValueError, match=r"num_classes .* got 0; dropout .* got 2; kernel_size .* got 0"):
+        create_model("dtf_tiny", num_classes=0, dropout=2, kernel_size=0)
+
+
+@pytest.mark.parametrize("name", ["c2d_tiny", "dtf_tiny"])
+def test_an_image_is_a_clip_of_one_frame(name):
+    model = small(name, clip_length=1, temporal_stride=1, **({"filter_groups": 2} if name[0] == "d" else {}))
+    image = torch.randn(2, 3, 32, 32)
+    assert torch.equal(model.eval()(image), model(image.unsqueeze(2)))
+
+
+def test_steps_of_frames_that_overlap_are_the_sums_of_a_convolution_over_time():
+    video = torch.randn(2, 3, 8, 9, 7)
+    conv = nn.Conv3d(3, 4, (3, 2, 2), (2, 1, 1), (1, 0, 0), bias=False)
+    stem = Tubelets(kernel=3, stride=2, padding=1)
+    expected = conv(video)
+    assert stem.num_steps(8) == expected.shape[2] == 4
+    frames = nn.functional.conv2d(stem.fold(video), conv.weight.flatten(1, 2))
+    torch.testing.assert_close(frames.unflatten(0, (2, 4)).transpose(1, 2), expected)
+    image = torch.randn(4, 3, 2, 2)
+    inflated = stem.inflate(image).unflatten(1, (3, 3))
+    assert torch.equal(inflated[:, :, 1], image)
+    assert not inflated[:, :, [0, 2]].any()

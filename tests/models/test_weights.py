@@ -217,7 +217,7 @@ def test_inflated_resnet_sees_a_still_video_as_the_image(tmp_path, image_resnet,
     model = create_model(name, num_classes=3, clip_length=8, pretrained=str(path)).eval()
     assert model.backbone.fc.out_features == 3
     image = torch.randn(2, 3, 64, 64)
-    features = model.backbone.forward_features(model.fold(still_video(image, 8)))
+    features = model.backbone.forward_features(model.stem.fold(still_video(image, 8)))
     expected = image_resnet.forward_features(image).repeat_interleave(2, dim=0)
     torch.testing.assert_close(features, expected, rtol=1e-4, atol=1e-4)
 
@@ -332,6 +332,6 @@ def test_a_failed_download_is_one_clear_error(monkeypatch):
 
 
 def test_imagenet_weights_have_names_that_timm_knows():
-    names = {entry.imagenet for entry in _ARCHITECTURES.values()} - {None}
+    names = {entry.published for entry in _ARCHITECTURES.values()} - {None}
     assert len(names) == 7
     assert names <= set(timm.list_pretrained())

@@ -1,4 +1,4 @@
-"""The dynamic temporal filter block.
+"""DTF: the dynamic temporal filter block, and the family's part in networks.
 
 Source: Long et al., "Dynamic Temporal Filtering in Video Models", ECCV 2022 (arXiv 2211.08252).
 
@@ -9,11 +9,14 @@ F = T//2 + 1 temporal frequencies, G filter groups.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
 from torch import nn
 
+from dtf.layers.options import Options, one_of, option, positive_integer
+from dtf.layers.temporal import Family, Maps, Place, TemporalLayer, register_family
 from dtf.ops import frame_wise_aggregation
 from dtf.ops.checks import check_window
 from dtf.ops.dispatch import BackendName
@@ -48,7 +51,7 @@ def real_dft(frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     return analysis, synthesis
 
 
-class DTFBlock(nn.Module):
+class DTFBlock(TemporalLayer):
     """Filters every pixel of a clip in the temporal frequency domain, with a filter predicted from the clip.
 
     The clip is enriched by frame-wise aggregation, its spectrum over time is multiplied by a complex filter
@@ -267,14 +270,76 @@ class DTFBlock(nn.Module):
         alpha, bias = self.alpha.view(-1, 1, 1, 1), self.bias.view(-1, 1, 1, 1)
         return torch.fft.irfft(alpha * normal, n=frames, dim=2, norm="ortho") + bias
 
+    def explain(self, x: torch.Tensor) -> Maps:
+        """The energy that the block adds, per pixel and temporal frequency; f is f cycles per clip."""
+        energy = response_energy(self, x)
+        labels = ("mean over time", *(f"{f} per clip" for f in range(1, energy.shape[1])))
+        return Maps("frequency", "what the temporal filters added", energy, labels, per_clip=True)
 
-class FoldedDTFBlock(DTFBlock):
-    """A :class:`DTFBlock` on frames folded into the batch: (B*T, C, H, W) -> same, any memory layout."""
+    def watched(self) -> dict[str, torch.Tensor]:
+        """alpha, which says how far the block has left the identity, and the predictor's weights."""
+        return {"alpha": self.alpha, "weight": self.filter_weight}
 
-    def forward(self, frames: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.unfold(frames)).transpose(1, 2).flatten(0, 1)
 
-    def unfold(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B*T, C, H, W) -> (B, C, T, H, W)."""
-        # Frames in channels_last make this a channels_last_3d clip: both reshapes are views.
-        return frames.unflatten(0, (-1, self.num_frames)).transpose(1, 2)
+def response_energy(block: DTFBlock, x: torch.Tensor) -> torch.Tensor:
+    """The energy of a block's filtered spectrum, per temporal frequency and pixel.
+
+    In evaluation mode a block adds ``d[t] + const[t]`` to its input. ``const`` is what it adds to an empty
+    clip (its bias and the running mean of its norm): the same at every pixel of every clip, it says nothing
+    about where a clip is filtered and is left out. ``d`` is the filtered spectrum, with input spectrum X,
+    predicted filter g, mix M, and the scale of norm and alpha: ``d_o = irfft(alpha_o / sigma_o * sum_c
+    M[o, c] g_c X_c)``. With ``D = rfft(d, norm="ortho")``
+
+        energy[f] = w[f] / C * sum_c |D[c, f]|^2,   w = 1 at DC and (T even) at the highest frequency, else 2
+
+    so that the sum over f is ``1/C * sum_c sum_t d[c, t]^2`` (Parseval): the energy that the clip's own
+    content made the block add at this pixel. The square root is an amplitude in the units of the features.
+
+    Why not |g| alone: G consecutive entries of the flattened (C, F, re/im) filter share one value, so with
+    the usual G = 16 one value serves all F <= 8 frequencies of a channel, and |g| can hardly tell them
+    apart. What a frequency gets is decided by filter and spectrum together.
+
+    Args:
+        block: a DTF block in evaluation mode.
+        x: its input, (B, C, T, H, W), floating.
+
+    Returns:
+        (B, F, H, W), >= 0, float32 (float64 for float64). Frequency f is f cycles per clip.
+
+    Raises:
+        ValueError: the block is in training mode, where its norm depends on the batch.
+    """
+    if block.training:
+        raise ValueError("the response is defined in evaluation mode: call .eval() first")
+    wide = torch.promote_types(x.dtype, torch.float32)
+    constant = block.response(x.new_zeros(1, block.dim, block.num_frames, 1, 1)).to(wide)
+    spectrum = torch.fft.rfft(block.response(x).to(wide) - constant, dim=2, norm="ortho")
+    energy = torch.view_as_real(spectrum).square().sum(dim=-1).mean(dim=1)  # (B, F, H, W)
+    # A frequency between the ends stands for itself and its mirror image.
+    energy[:, 1 : (block.num_frames + 1) // 2] *= 2
+    return energy
+
+
+@dataclass(frozen=True)
+class DTFOptions(Options):
+    """What networks may choose of their DTF blocks; see :class:`DTFBlock`."""
+
+    kernel_size: int = option(3, positive_integer)
+    filter_groups: int = option(16, positive_integer)
+    backend: BackendName = option("auto", one_of("auto", "reference", "torch", "cupy"))
+
+
+def _build(options: DTFOptions, place: Place) -> DTFBlock | None:
+    """A block behind every spatial convolution of a ResNet, and in every unshifted block of a Swin."""
+    if place.slot == "after_convolution" or (place.slot == "after_attention" and not place.shifted):
+        return DTFBlock(
+            place.channels,
+            place.num_steps,
+            options.kernel_size,
+            options.filter_groups,
+            backend=options.backend,
+        )
+    return None
+
+
+DTF = register_family(Family("dtf", "DTF", DTFOptions, _build))

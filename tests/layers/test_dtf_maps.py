@@ -1,4 +1,4 @@
-"""Filter responses: against the FFT form of the block, energy conservation, both kinds of backbone."""
+"""What DTF blocks did with a clip: the FFT form of the block, energy conservation, both kinds of backbone."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import math
 
 import pytest
 import torch
-from test_block import awake, clip
+from test_dtf import awake, clip
 from torch import nn
 
-from dtf.models import DTFBlock, create_model, filter_responses
-from dtf.models.block import FoldedDTFBlock
-from dtf.models.response import response_energy
+from dtf.layers import DTFBlock
+from dtf.layers.dtf import response_energy
+from dtf.models import create_model, layer_maps
 from dtf.ops import frame_wise_aggregation
 
 SWIN = {
@@ -103,7 +103,7 @@ def test_every_block_of_a_network(name, arguments):
         for n, block in blocks.items()
     ]
     model.backbone.eval()  # a mode of its own, to be kept
-    found = filter_responses(model, video)
+    found = layer_maps(model, video)
     assert list(found) == list(inputs)
     assert len(found) == len(blocks) >= 3
     assert model.training
@@ -111,19 +111,19 @@ def test_every_block_of_a_network(name, arguments):
     for handle in handles:
         handle.remove()
     for n, block in blocks.items():
-        assert isinstance(block, FoldedDTFBlock)
         assert not block._forward_pre_hooks
         with torch.no_grad():
-            expected = by_fft(block, block.unfold(inputs[n]))
-        assert found[n].shape == (2, 3, *inputs[n].shape[2:])
-        assert (found[n] - expected).abs().max() <= 1e-9 * expected.max()
+            expected = by_fft(block, inputs[n])
+        assert found[n].values.shape == (2, 3, *inputs[n].shape[3:])
+        assert found[n].labels == ("mean over time", "1 per clip", "2 per clip")
+        assert (found[n].values - expected).abs().max() <= 1e-9 * expected.max()
         # Each clip by itself.
-        alone = filter_responses(model, video[1:])[n]
-        assert torch.allclose(alone[0], found[n][1])
+        alone = layer_maps(model, video[1:])[n].values
+        assert torch.allclose(alone[0], found[n].values[1])
 
 
 def test_a_control_has_none():
-    assert filter_responses(create_model("c2d_tiny", 3, clip_length=4), torch.zeros(1, 3, 4, 32, 32)) == {}
+    assert layer_maps(create_model("c2d_tiny", 3, clip_length=4), torch.zeros(1, 3, 4, 32, 32)) == {}
 
 
 def test_training_mode_is_refused_and_modes_come_back_after_an_error():
@@ -131,6 +131,6 @@ def test_training_mode_is_refused_and_modes_come_back_after_an_error():
         response_energy(DTFBlock(8, 4), torch.zeros(1, 8, 4, 2, 2))
     model = create_model("dtf_tiny", 3, clip_length=4, **RESNET).train()
     with pytest.raises(ValueError, match="built for clips of 4 frames"):
-        filter_responses(model, torch.zeros(1, 3, 5, 32, 32))
+        layer_maps(model, torch.zeros(1, 3, 5, 32, 32))
     assert all(module.training for module in model.modules())
     assert not any(module._forward_pre_hooks for module in model.modules())

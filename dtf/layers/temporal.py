@@ -1,0 +1,251 @@
+"""The seam between backbones and families of temporal layers: nobody else knows a family.
+
+A family registers itself under a name (:func:`register_family`), with the options that it takes and a
+function that builds its layer for a place in a backbone, or declines the place. A backbone offers its
+places, runs what it was given on folded frames, and asks the layer, never its class: which of its
+parameters and norms image weights do not fill, and what it did with a clip.
+
+Letters: B clips, C channels, T steps, H x W pixels; folded frames are (B*T, C, H, W), the steps of a clip
+following each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from dtf.layers.options import Options
+
+Slot = Literal["convolution", "after_convolution", "after_activation", "after_attention"]
+"""Where within a block: in the place of its spatial convolution; behind it, before its norm; behind its norm
+and activation; between the attention and the MLP of a transformer's block."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place in a backbone where a temporal layer may stand.
+
+    Attributes:
+        slot: Where in its block.
+        channels: C there.
+        num_steps: T there.
+        stage: Of the backbone, counted from 0.
+        block: Within the stage, counted from 0.
+        suffix: Of the layer's name, in a block that has several places of one slot.
+        shifted: Whether the block's attention works in shifted windows.
+        convolution: The spatial convolution of the block, for the slot in its place; its stride and sizes
+            count.
+    """
+
+    slot: Slot
+    channels: int
+    num_steps: int
+    stage: int
+    block: int
+    suffix: str = ""
+    shifted: bool = False
+    convolution: nn.Conv2d | None = None
+
+
+@dataclass(frozen=True)
+class Maps:
+    """What a layer did with clips, as maps over their pixels.
+
+    Attributes:
+        over: What the maps of a clip are told apart by: "frequency", "offset", "attention", "calibration",
+            "filter".
+        subject: What they show, for a title.
+        values: (B, L, H, W) >= 0, L maps of each clip: energies, whose square roots are drawn.
+        labels: L texts.
+        per_clip: Whether map l is that of l cycles per clip, which have a frequency in the clip's own time.
+    """
+
+    over: str
+    subject: str
+    values: Tensor
+    labels: tuple[str, ...]
+    per_clip: bool = False
+
+    def label(self, index: int, clip_seconds: float) -> str:
+        """A map's text, for a clip of so many seconds (0: unknown): "2 per clip (1.5 Hz)" for 4/3 seconds."""
+        text = self.labels[index]
+        if not (self.per_clip and index and clip_seconds):
+            return text
+        return f"{text} ({index / clip_seconds:.2g} Hz)"
+
+
+class TemporalLayer(nn.Module):
+    """A layer (B, C, T, H, W) -> same shape, or in the place of a convolution with its stride and width.
+
+    A family's layers are subclasses. What they leave as it is holds for a layer that is all new: image
+    weights fill nothing of it.
+    """
+
+    def on_frames(self, frames: Tensor, num_steps: int) -> Tensor:
+        """(B*T, C, H, W) in any memory layout, channels_last for choice -> the layer's output, folded."""
+        # Frames in channels_last make this a channels_last_3d clip: both reshapes are views.
+        clip = frames.unflatten(0, (-1, num_steps)).transpose(1, 2)
+        return self(clip).transpose(1, 2).flatten(0, 1)
+
+    def fresh_names(self) -> set[str]:
+        """Names in its state dict that image weights do not fill."""
+        return set(self.state_dict())
+
+    def fresh_norms(self) -> list[nn.Module]:
+        """Its batch norms whose statistics image weights do not fill."""
+        return [module for module in self.modules() if isinstance(module, _BatchNorm)]
+
+    def from_image(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """From the weights of the convolution in whose place it stands to its own, under its own names."""
+        return dict(state)
+
+    def explain(self, x: Tensor) -> Maps | None:
+        """What the layer does with a clip (B, C, T, H, W), in evaluation mode; None: nothing to show."""
+        return None
+
+    def watched(self) -> dict[str, Tensor]:
+        """Parameters whose distribution is worth a curve, by a short name."""
+        return {}
+
+
+Builder = Callable[[Any, Place], TemporalLayer | None]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of temporal layers.
+
+    Attributes:
+        name: Registered name; blocks hold the layer under it, so it is part of a weights file's names.
+        title: Its short name in prose.
+        options: Dataclass of what a layer takes, an :class:`Options`; "backend" in it is where a layer
+            runs, not
+            what it is, and is not stored with a network.
+        build: From options and a place to the layer that stands there; None: no layer there.
+    """
+
+    name: str
+    title: str
+    options: type[Options]
+    build: Builder
+
+
+FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Makes a family known by its name.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if family.name in FAMILIES:
+        raise ValueError(f"family {family.name!r} is already registered; choose another name")
+    FAMILIES[family.name] = family
+    return family
+
+
+@dataclass(frozen=True)
+class Temporal:
+    """What a backbone is asked to carry: a family with its options."""
+
+    family: Family
+    options: Options
+
+    def layer(self, place: Place) -> TemporalLayer | None:
+        """The layer for a place; None: it stays empty."""
+        return self.family.build(self.options, place)
+
+
+class Slots(nn.Module):
+    """Mixed into a backbone's blocks: holds the layers of a block by the slots that they fill.
+
+    The layer's name in the block is the family's, with the suffix of its place.
+    """
+
+    num_steps: int
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._filled: dict[str, str] = {}
+
+    def fill(self, temporal: Temporal, *places: Place) -> None:
+        """Offer the family the block's places, in the order in which they are passed."""
+        for place in places:
+            layer = temporal.layer(place)
+            if layer is not None:
+                self.hold(temporal, place, layer)
+
+    def hold(self, temporal: Temporal, place: Place, layer: TemporalLayer) -> None:
+        """Take a layer that was built for a place of this block."""
+        name = f"{temporal.family.name}{place.suffix}"
+        assert not hasattr(self, name), f"two layers of a block are called {name}"
+        self.add_module(name, layer)
+        self.num_steps = place.num_steps
+        self._filled[place.slot + place.suffix] = name
+
+    def at(self, slot: str, frames: Tensor) -> Tensor:
+        """Run what fills a slot (its name and suffix) on folded frames; an empty one changes nothing."""
+        name = self._filled.get(slot)
+        return frames if name is None else getattr(self, name).on_frames(frames, self.num_steps)
+
+
+def temporal_layers(network: nn.Module) -> dict[str, TemporalLayer]:
+    """The temporal layers of a network by their names in it."""
+    return {name: module for name, module in network.named_modules() if isinstance(module, TemporalLayer)}
+
+
+def layer_maps(network: nn.Module, video: Tensor) -> dict[str, Maps]:
+    """What every temporal layer of a network did with clips (:meth:`TemporalLayer.explain`).
+
+    The network runs once, in evaluation mode and without gradients; its training modes are restored.
+    Nothing is added to it for other runs.
+
+    Args:
+        network: Any module with temporal layers in it, compiled or not.
+        video: What the network takes: (B, 3, clip_length, H, W), normalised.
+
+    Returns:
+        {name of the layer in ``network.named_modules()``: its maps}, in the order in which the layers ran.
+        Empty for a network without layers that have something to show.
+
+    Raises:
+        ValueError: The video does not fit the network.
+    """
+    found: dict[str, Maps] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(layer: nn.Module, inputs: tuple[Any, ...]) -> None:
+            assert isinstance(layer, TemporalLayer)
+            maps = layer.explain(inputs[0])
+            if maps is not None:
+                found[name] = maps
+
+        return hook
+
+    modes = {module: module.training for module in network.modules()}
+    handles = [
+        layer.register_forward_pre_hook(watch(name)) for name, layer in temporal_layers(network).items()
+    ]
+    try:
+        # A compiled graph would not see the hooks.
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            network.eval()(video)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module, mode in modes.items():
+            module.training = mode
+    return found
+
+
+def fresh_in(network: nn.Module) -> Iterator[str]:
+    """Names in a network's state dict that image weights do not fill, of all its temporal layers."""
+    for prefix, layer in temporal_layers(network).items():
+        for name in layer.fresh_names():
+            yield f"{prefix}.{name}" if prefix else name
