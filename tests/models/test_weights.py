@@ -166,8 +166,8 @@ def test_what_is_asked_for_takes_no_memory_before_it_is_compared(monkeypatch):
     assert set(made) == {"meta"}
 
 
-# One of each builder, with and without filters: the smallest, as they come.
-BUILDERS = {(entry.build, entry.fixed.get("temporal_filter")): name for name, entry in _ARCHITECTURES.items()}
+# One of each backbone, with and without temporal layers: the smallest, as they come.
+BUILDERS = {(entry.backbone.name, entry.family): name for name, entry in _ARCHITECTURES.items()}
 
 
 @pytest.mark.parametrize("name", BUILDERS.values())
