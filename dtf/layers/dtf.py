@@ -76,6 +76,8 @@ class DTFBlock(TemporalLayer):
         ValueError: Sizes that do not fit together, here or in the input.
     """
 
+    family = "dtf"
+
     def __init__(
         self,
         dim: int,

@@ -84,7 +84,12 @@ class TemporalLayer(nn.Module):
 
     A family's layers are subclasses. What they leave as it is holds for a layer that is all new: image
     weights fill nothing of it.
+
+    Attributes:
+        family: Registered name of its family.
     """
+
+    family: str = ""
 
     def on_frames(self, frames: Tensor, num_steps: int) -> Tensor:
         """(B*T, C, H, W) in any memory layout, channels_last for choice -> the layer's output, folded."""

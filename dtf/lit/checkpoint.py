@@ -22,8 +22,8 @@ from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from dtf.lit.files import replacing
 from dtf.models import VideoNetwork
-from dtf.models.archive import UnsafeArchive, load_archive
-from dtf.models.rebuild import plain_data, rebuild
+from dtf.models.weights.archive import UnsafeArchive, load_archive
+from dtf.models.weights.rebuild import plain_data, rebuild
 
 FORMAT = 1
 PREFIX = "network."

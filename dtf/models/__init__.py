@@ -4,10 +4,10 @@ from dtf.layers.dtf import DTFBlock
 from dtf.layers.temporal import layer_maps
 from dtf.models import families as _families  # noqa: F401 (registers networks)
 from dtf.models import pytorchvideo as _pytorchvideo  # noqa: F401
-from dtf.models.convert import ConversionReport, convert_original_state_dict
 from dtf.models.network import VideoNetwork
 from dtf.models.registry import create_model, list_models, register_model
 from dtf.models.weights import load_weights, save_weights
+from dtf.models.weights.convert import ConversionReport, convert_original_state_dict
 
 __all__ = [
     "ConversionReport",

@@ -44,9 +44,9 @@ from dtf.layers.options import (
 )
 from dtf.layers.temporal import Temporal
 from dtf.models.network import VideoNetwork, recomputed
-from dtf.models.pretrained import check_state, read_state_dict
 from dtf.models.registry import Backbone, register_model
 from dtf.models.stems import Tubelets
+from dtf.models.weights.images import check_state, read_state_dict
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from dtf.layers.options import Options, one_of, option, optional, positive_integ
 from dtf.layers.temporal import Place, Slots, Temporal
 from dtf.models.heads import mean_features
 from dtf.models.network import VideoNetwork
-from dtf.models.pretrained import load_image_weights
 from dtf.models.registry import Backbone
 from dtf.models.stems import joined
+from dtf.models.weights.images import load_image_weights
 
 
 @dataclass

@@ -18,9 +18,9 @@ from dtf.layers.options import Options, option, positive_integer, positive_integ
 from dtf.layers.temporal import Place, Slots, Temporal
 from dtf.models.heads import mean_logits
 from dtf.models.network import VideoNetwork
-from dtf.models.pretrained import load_image_weights
 from dtf.models.registry import Backbone
 from dtf.models.stems import joined
+from dtf.models.weights.images import load_image_weights
 
 _PATCH_PX = 4
 

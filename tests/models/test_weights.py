@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 
 from dtf.models import create_model, load_weights, rebuild, save_weights
 from dtf.models import weights as module
-from dtf.models.pretrained import read_state_dict
 from dtf.models.registry import _ARCHITECTURES
+from dtf.models.weights.images import read_state_dict
 
 METADATA = {
     "class_names": ["links", "rechts"],

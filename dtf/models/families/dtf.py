@@ -10,6 +10,7 @@ from dtf.layers.dtf import DTF
 from dtf.models.registry import register_model
 from dtf.models.resnet import RESNET, RESNETS, TINY
 from dtf.models.swin import SWIN, SWINS
+from dtf.models.weights.convert import dtf as _conversion  # noqa: F401 (registers it)
 
 register_model("dtf_tiny", RESNET, DTF, fixed={"block": "basic"}, pocket=True, **TINY)
 for depth, (fixed, own, weights) in RESNETS.items():

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dtf.models.network import VideoNetwork
-from dtf.models.rebuild import lay_out, read_json, rebuild
+from dtf.models.weights.rebuild import lay_out, read_json, rebuild
 
 _FORMAT = "dtf-weights-1"
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from dtf.layers.temporal import fresh_in, temporal_layers
-from dtf.models.archive import load_archive
 from dtf.models.network import VideoNetwork
+from dtf.models.weights.archive import load_archive
 
 log = logging.getLogger(__name__)
 
