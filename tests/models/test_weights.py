@@ -13,9 +13,10 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from dtf.models import create_model, load_weights, rebuild, save_weights
-from dtf.models import weights as module
+from dtf.models import create_model, load_weights, save_weights
 from dtf.models.registry import _ARCHITECTURES
+from dtf.models.weights import file as module
+from dtf.models.weights import rebuild
 from dtf.models.weights.images import read_state_dict
 
 METADATA = {
