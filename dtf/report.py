@@ -1,38 +1,44 @@
 """A page about a run that needs nothing but a browser: OUTPUT/report.html.
 
-    python -m dtf.report DIR...
+    python -m dtf.report DIR... [frames=false]
 
 train.py and eval.py write it at their end; this command makes it again from what is in the folder: curves (of
 all parts of a resumed run), test results, confusions, classes, frames of right and wrong videos, temporal
 filters, settings, and how to repeat the run. Everything is inside the one file. A run that is not finished
 gets what there is so far.
+
+The folder may come from anywhere: what leads out of it, is no plain data or is too large is refused in one
+line, a section whose file holds other things than a run writes there is left out with a note, and frames are
+read of videos below data.root only (with frames=false, of none).
 """
 
 from __future__ import annotations
 
 import base64
 import csv
-import html
+import functools
 import io
-import json
+import itertools
+import logging
+import math
 import os
 import re
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError  # type: ignore[import-untyped]
+from jinja2 import Environment, FileSystemLoader
+from markupsafe import Markup
 
 from dtf.lit.command import one_line_errors
-from dtf.lit.files import replacing
-from dtf.text import cell
+from dtf.lit.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml, replacing
+from dtf.lit.options import parse_options, yes_or_no
+from dtf.text import cell, printable_lines
 
 PAGE = "report.html"
 VIDEOS_SHOWN = 6
@@ -45,6 +51,22 @@ CLASSES_SHOWN = 10
 
 POINTS_SHOWN = 400
 BROKEN_SHOWN = 100
+ROWS_SHOWN = 100
+"""Of a table whose length a file decides."""
+
+# A folder may come from anywhere. More than this is no run of ours, and is not read.
+MOST_CSV_BYTES = 1 << 30
+MOST_LINE_BYTES = 1 << 22
+MOST_TEXT = 1 << 28
+"""Letters of scores.csv that are kept, and numbers of metrics.csv, times 32."""
+MOST_CLASSES = 4000
+"""In a confusion matrix."""
+MOST_BLOCKS, MOST_FREQUENCIES, MOST_PANELS = 200, 64, 40
+MOST_CLIP_BYTES = 1 << 29
+
+log = logging.getLogger(__name__)
+Block = dict[str, Any]
+"""A piece of a section, shown by the macro of that name in report.html: plain data."""
 
 _STEPS, _TRAINING, _VALIDATION = "training, each step", "training", "validation"
 Panel = tuple[str, list[tuple[str, str]], str]
@@ -100,6 +122,7 @@ class Run:
     Attributes:
         folder: of the run.
         config: config.yaml.
+        settings: its text.
         about: about.json.
         results: results.json.
         videos: scores.csv.
@@ -110,6 +133,7 @@ class Run:
 
     folder: Path
     config: dict[str, Any]
+    settings: str
     about: dict[str, Any]
     results: dict[str, Any]
     videos: list[Video]
@@ -118,11 +142,12 @@ class Run:
     broken: list[str]
 
 
-def write_report(folder: str | os.PathLike[str]) -> Path:
+def write_report(folder: str | os.PathLike[str], frames: bool = True) -> Path:
     """Write OUTPUT/report.html, whole or not at all.
 
     Args:
         folder: of a run of train.py or eval.py.
+        frames: show frames of videos below the data.root that the folder names.
 
     Returns:
         The file.
@@ -132,7 +157,7 @@ def write_report(folder: str | os.PathLike[str]) -> Path:
         RunError: the page cannot be written.
     """
     run = read_run(Path(folder))
-    path, text = run.folder / PAGE, page(run)
+    path, text = run.folder / PAGE, page(run, frames)
     with replacing(path) as file:
         file.write(text)
     return path
@@ -147,61 +172,80 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: the folder holds no run, or one of its files is damaged.
     """
-    if not (folder / "config.yaml").is_file() and not (folder / "results.json").is_file():
+    config = _found(folder, "config.yaml")
+    results = _found(folder, "results.json")
+    if not config and not results:
         raise ValueError(f"{folder} holds no run: no config.yaml, no results.json; give an output folder")
-    broken = folder / "broken_videos.txt"
+    about, filters = _found(folder, "about.json"), _found(folder, "filters.json")
+    scores, broken = _found(folder, "scores.csv"), _found(folder, "broken_videos.txt")
+    settings = read_yaml(config) if config else {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"{config} is damaged: it holds no settings")
     return Run(
         folder=folder,
-        config=_read_config(folder / "config.yaml"),
-        about=_read_json(folder / "about.json"),
-        results=_read_json(folder / "results.json"),
-        videos=_read_videos(folder / "scores.csv"),
-        filters=_read_json(folder / "filters.json"),
+        config={str(key): value for key, value in settings.items()},
+        settings=read_text(config, MOST_BYTES_YAML) if config else "",
+        about=read_json(about) if about else {},
+        results=read_json(results) if results else {},
+        videos=_read_videos(scores) if scores else [],
+        filters=read_json(filters) if filters else {},
         curves=read_curves(folder / "csv"),
-        broken=broken.read_text("utf-8", "replace").splitlines() if broken.is_file() else [],
+        broken=[line.rstrip("\n")[:1000] for line in itertools.islice(_lines(broken), 100_000)]
+        if broken
+        else [],
     )
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        config = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (YAMLError, OmegaConfBaseException, OSError) as error:
-        raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{path} is damaged: it holds no settings")
-    return {str(key): value for key, value in config.items()}
+def _found(folder: Path, name: str) -> Path | None:
+    """A file of the run's folder; None where there is none.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
+    path = folder / name
+    if not path.exists():
+        return None
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is damaged: it leads out of its folder")
+    return path
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is damaged: it holds no table of names")
-    return content
+def _lines(path: Path) -> Iterator[str]:
+    """The lines of a text file that may hold anything.
+
+    Raises:
+        ValueError: the file, one of its lines or all of them are too large.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > MOST_CSV_BYTES:
+            raise ValueError(f"{path} is damaged: it has more than {MOST_CSV_BYTES >> 20} MiB")
+        while line := file.readline(MOST_LINE_BYTES):
+            if len(line) == MOST_LINE_BYTES:
+                raise ValueError(f"{path} is damaged: a line has more than {MOST_LINE_BYTES >> 20} MiB")
+            yield line.decode("utf-8", "backslashreplace")
 
 
 def _read_videos(path: Path) -> list[Video]:
-    if not path.is_file():
-        return []
-    videos = []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = csv.reader(file)
+    videos, room = [], MOST_TEXT
+    rows = csv.reader(_lines(path))
+    try:
         head = next(rows, [])
         place = {name: i for i, name in enumerate(head)}
-        try:
-            columns = [place[name] for name in ("video", "class", "prediction", "error")]
-            for row in rows:
-                video, label, prediction, error = (row[i] for i in columns)
-                score = float(row[place[f"score:{prediction}"]]) if prediction else 0.0
-                videos.append(Video(video, label, prediction, score, error))
-        except (KeyError, IndexError, ValueError) as error:
-            raise ValueError(f"{path} is damaged: line {rows.line_num} ({error})") from None
+        columns = [place[name] for name in ("video", "class", "prediction", "error")]
+        for row in rows:
+            video, label, prediction, error = (row[i] for i in columns)
+            score = float(row[place[f"score:{prediction}"]]) if prediction else 0.0
+            if not 0 <= score <= 1:
+                raise ValueError(f"a score of {score}")
+            videos.append(Video(video, label, prediction, score, error))
+            # An object of Python has a size of its own.
+            room -= 256 + len(video) + len(label) + len(prediction) + len(error)
+            if room < 0:
+                raise ValueError("more text than a run writes")
+    except (KeyError, IndexError, ValueError, csv.Error) as error:
+        if str(error).startswith(f"{path} "):
+            raise
+        raise ValueError(f"{path} is damaged: line {rows.line_num} ({error})") from None
     return videos
 
 
@@ -216,20 +260,30 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     Returns:
         Metric -> curve.
     """
-    parts = [p for p in folder.glob("version_*/metrics.csv") if re.fullmatch(r"version_\d+", p.parent.name)]
+    parts = [
+        path
+        for path in folder.glob("version_*/metrics.csv")
+        if re.fullmatch(r"version_\d{1,6}", path.parent.name, re.ASCII)
+        and _found(folder.parent, os.path.relpath(path, folder.parent))
+    ]
+    room = MOST_TEXT // 32
     # Metric -> (epoch, step, value), in order.
     points: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
     for path in sorted(parts, key=lambda p: int(p.parent.name.split("_")[1])):
         new: dict[str, list[tuple[int, int, float]]] = defaultdict(list)
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                try:
-                    epoch, step = int(row["epoch"]), int(row["step"])
-                    found = {k: float(v) for k, v in row.items() if k and v and k not in ("epoch", "step")}
-                except (KeyError, TypeError, ValueError):
-                    continue  # a line that was cut off with its run
-                for name, value in found.items():
-                    new[name].append((epoch, step, value))
+        for row in _rows(path):
+            try:
+                epoch, step = int(row["epoch"]), int(row["step"])
+                found = {k: float(v) for k, v in row.items() if k and v and k not in ("epoch", "step")}
+            except (KeyError, TypeError, ValueError):
+                continue  # a line that was cut off with its run
+            if not (0 <= epoch < _FAR and 0 <= step < _FAR):
+                continue
+            room -= len(found)
+            if room < 0:
+                raise ValueError(f"{path} is damaged: it holds more numbers than a run writes")
+            for name, value in found.items():
+                new[name].append((epoch, step, value if abs(value) < _LARGE else math.nan))
         for name, added in new.items():
             points[name] = [p for p in points[name] if p[1] < added[0][1]] + added
 
@@ -243,74 +297,58 @@ def read_curves(folder: Path) -> dict[str, Curve]:
     return curves
 
 
+def _rows(path: Path) -> Iterator[dict[str, str]]:
+    try:
+        yield from csv.DictReader(_lines(path))
+    except csv.Error as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+_FAR, _LARGE = 10**12, 1e30
+"""Beyond these, steps and values are no numbers of a run, and nothing that an axis could show."""
+
+
 # ---- the page --------------------------------------------------------------------------------------------
 
 
-def page(run: Run) -> str:
+def page(run: Run, frames: bool = True) -> str:
     """The whole page as HTML, nothing of it elsewhere."""
-    title = _title(run)
-    sections = [
-        ("Result", _result(run)),
-        ("Curves", _curves(run)),
-        ("Confusions", _confusions(run)),
-        ("Classes", _classes(run)),
-        ("Videos", _videos(run)),
-        ("Temporal filters", _filters(run)),
-        ("Videos that could not be read", _broken(run)),
-        ("Parameters", _parameters(run)),
-        ("How to repeat it", _repeat(run)),
+    parts: list[tuple[str, Callable[[Run], list[Block]]]] = [
+        ("Result", _result),
+        ("Curves", _curves),
+        ("Confusions", _confusions),
+        ("Classes", _classes),
+        ("Videos", functools.partial(_videos, frames=frames)),
+        ("Temporal filters", _filters),
+        ("Videos that could not be read", _broken),
+        ("Parameters", _parameters),
+        ("How to repeat it", _repeat),
     ]
-    sections = [(name, body) for name, body in sections if body]
-    links = " ".join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in sections)
-    body = "\n".join(f'<h2 id="{_anchor(name)}">{name}</h2>\n{body}' for name, body in sections)
-    # No script and nothing from elsewhere, whatever a class is called.
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{_text(title)}</title>
-<style>{_STYLE}</style>
-</head>
-<body>
-<h1>{_text(title)}</h1>
-<nav>{links}</nav>
-{body}
-</body>
-</html>
-"""
+    sections = []
+    for name, build in parts:
+        try:
+            blocks = build(run)
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            # The files may be anyone's: one with other types than ours costs its section, not the page.
+            reason = f"{type(error).__name__}: {error}"[:300]
+            log.warning("%s: the section %s is left out: %s", run.folder, name, reason)
+            blocks = [
+                {"note": f"Left out: the run's files hold something else than a run writes ({reason})."}
+            ]
+        if blocks:
+            sections.append({"name": name, "anchor": name.lower().replace(" ", "-"), "blocks": blocks})
+    return _template().render(title=_title(run), sections=sections)
 
 
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; background: #fff; max-width: 1080px;
-  margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; margin-bottom: 0.2em; }
-h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
-h3 { font-size: 1em; margin: 1.2em 0 0.4em; }
-nav a { margin-right: 1em; color: #2a5a8a; }
-img { max-width: 100%; height: auto; }
-table { border-collapse: collapse; }
-th, td { padding: 0.15em 0.8em 0.15em 0; text-align: left; vertical-align: top; overflow-wrap: anywhere; }
-th { font-weight: 600; color: #555; white-space: nowrap; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; }
-.cards { display: flex; flex-wrap: wrap; gap: 0.8em; margin: 1em 0; }
-.card { border: 1px solid #ddd; border-radius: 6px; padding: 0.5em 1em; }
-.card b { display: block; font-size: 1.5em; }
-.card span { color: #555; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 0.5em; }
-.two { display: flex; flex-wrap: wrap; gap: 2em; }
-.bar { display: inline-block; width: 120px; height: 0.7em; background: #e6e6e6; }
-.bar i { display: block; height: 100%; background: #4878a8; }
-pre { background: #f5f5f5; padding: 0.8em; white-space: pre-wrap; overflow-wrap: anywhere; }
-.clips { display: grid; grid-template-columns: repeat(auto-fill, minmax(480px, 1fr)); gap: 1em; }
-.clip img { display: block; }
-.clip small { color: #777; overflow-wrap: anywhere; }
-.right b { color: #2a7a3a; }
-.wrong b { color: #b03030; }
-.note { color: #555; }
-"""
+@functools.cache
+def _template() -> Any:
+    """The page's template. All that it shows is escaped, and made printable, whatever it is."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=lambda value: value if isinstance(value, Markup) else printable_lines(str(value)),
+    )
+    return environment.get_template("report.html")
 
 
 def _title(run: Run) -> str:
@@ -319,7 +357,7 @@ def _title(run: Run) -> str:
     return " on ".join(str(part) for part in (network, data) if part) or run.folder.name
 
 
-def _result(run: Run) -> str:
+def _result(run: Run) -> list[Block]:
     found = run.results
     lines = [("network", run.about.get("network")), ("data", _at(run.config, "data", "root"))]
     lines += [(name, found.get(name)) for name in ("checkpoint", "views")]
@@ -329,36 +367,52 @@ def _result(run: Run) -> str:
         note = (
             "Neither validated nor tested." if found else "This run is not finished: there is no result yet."
         )
-        return f'<p class="note">{note}</p>{_pairs(lines)}'
+        return [{"note": note}, _pairs(lines)]
     cards = [
         ("top-1", f"{found['top1']:.2%}"),
         ("top-5", f"{found['top5']:.2%}"),
         ("loss", "none" if found["loss"] is None else f"{found['loss']:.3f}"),
         (f"videos of {found.get('split', 'the split')}", f"{found['videos']:,}"),
-        ("views of each", ", ".join(str(v) for v in found["views_per_video"])),
+        ("views of each", ", ".join(str(v) for v in found["views_per_video"][:ROWS_SHOWN])),
     ]
     if found["broken_videos"]:
         cards.append(("broken, counted as wrong", str(len(found["broken_videos"]))))
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "results.json").stat().st_mtime))
     lines.append(("finished", written))
-    boxes = "".join(
-        f'<div class="card"><b>{_text(value)}</b><span>{_text(name)}</span></div>' for name, value in cards
-    )
-    refused = f"<p><b>Refused:</b> {_text(found['refused'])}</p>" if found.get("refused") else ""
-    return f'{refused}<div class="cards">{boxes}</div>{_pairs(lines)}'
+    refused = [{"note": f"Refused: {found['refused']}"}] if found.get("refused") else []
+    return [*refused, {"cards": cards}, _pairs(lines)]
 
 
-def _curves(run: Run) -> str:
+def _curves(run: Run) -> list[Block]:
     shown = {name for _, curves, _ in PANELS for name, _ in curves}
     # What other callbacks log; the test is a single point.
-    others = [n for n in run.curves if n not in shown and not n.startswith("test/")]
-    panels = [*PANELS, *((name, [(name, "")], "") for name in sorted(others))]
+    others = sorted(n for n in run.curves if n not in shown and not n.startswith("test/"))
+    panels = [*PANELS, *((name, [(name, "")], "") for name in others[:MOST_PANELS])]
     pictures = []
     for title, curves, unit in panels:
         found = [(run.curves[name], label) for name, label in curves if name in run.curves]
         if found:
-            pictures.append(_image(_draw_curves(title, found, unit), "svg+xml", title))
-    return f'<div class="grid">{"".join(pictures)}</div>' if pictures else ""
+            pictures.append(
+                _image(_draw_curves(title, found, unit), "svg+xml", _say_curves(title, found, unit))
+            )
+    blocks: list[Block] = [{"small": pictures}] if pictures else []
+    if len(others) > MOST_PANELS:
+        blocks.append({"note": f"and {len(others) - MOST_PANELS} more that are not shown"})
+    return blocks
+
+
+def _say_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> str:
+    """A panel in words: where each curve begins and ends, and its range."""
+    form = ".1%" if unit == "%" else ".4g"
+    parts = []
+    for curve, label in curves:
+        y = curve.y[np.isfinite(curve.y)]
+        if not len(y):
+            parts.append(f"{label}: no finite value")
+            continue
+        first, last, low, high = (format(float(v), form) for v in (y[0], y[-1], y.min(), y.max()))
+        parts.append(f"{label + ': ' if label else ''}from {first} to {last}, between {low} and {high}")
+    return f"Curve of {title}, up to epoch {max(c.x[-1] for c, _ in curves):.4g}: {'; '.join(parts)}."
 
 
 def _draw_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> bytes:
@@ -400,62 +454,61 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS_SHOWN) -> tuple[np.n
     return np.add.reduceat(x, starts) / counts, np.add.reduceat(y, starts) / counts
 
 
-def _confusions(run: Run) -> str:
+def _confusions(run: Run) -> list[Block]:
     from dtf.lit import pictures
 
     if "per_class" not in run.results:
-        return ""
+        return []
     names = list(run.results["per_class"])
+    pairs = [(p["class"], p["taken_for"], p["videos"]) for p in run.results["confused_pairs"][:ROWS_SHOWN]]
+    table: Block = {}
+    if pairs:
+        head = ("class", "taken for", "videos")
+        table = {"heading": "Most confused", "head": head, "rows": pairs, "numeric": {2}}
+    if len(names) > MOST_CLASSES:
+        return [{"note": f"No matrix: {len(names)} classes are too many for a picture."}, table]
     number = {cell(name): i for i, name in enumerate(names)}
     matrix = np.zeros((len(names), len(names)), dtype=np.int64)
     for video in run.videos:
         if video.label in number and video.prediction in number:
             matrix[number[video.label], number[video.prediction]] += 1
-    parts = []
-    chosen = pictures.most_confused(matrix)
-    if len(chosen) < len(names):
-        overview = pictures.confusion_overview(matrix, f"all {len(names)} classes")
-        parts.append(_image(pictures.to_png(overview, 90), "png", "confusion matrix of all classes"))
-        heading = f"the {len(chosen)} most confused of {len(names)} classes"
-        figure = pictures.confusion_figure(matrix, names, heading, chosen)
-        parts.append(_image(pictures.to_png(figure, 80), "png", heading))
-    else:
-        figure = pictures.confusion_figure(
-            matrix, names, "videos of a class (row) and what they are taken for"
-        )
-        parts.append(_image(pictures.to_png(figure, 90), "png", "confusion matrix"))
-    pairs = run.results["confused_pairs"]
-    if pairs:
-        rows = [(p["class"], p["taken_for"], p["videos"]) for p in pairs]
-        parts.append("<h3>Most confused</h3>" + _table(("class", "taken for", "videos"), rows))
-    return "".join(parts)
-
-
-def _classes(run: Run) -> str:
-    if "per_class" not in run.results:
-        return ""
-    found = [(name, entry) for name, entry in run.results["per_class"].items() if entry["videos"]]
-    found.sort(key=lambda item: (-item[1]["accuracy"], item[0]))
-    if not found:
-        return ""
-
-    def table(part: Iterable[tuple[str, dict[str, Any]]]) -> str:
-        rows = "".join(
-            f"<tr><td>{_text(name)}</td>"
-            f'<td><span class="bar"><i style="width:{100 * entry["accuracy"]:.1f}%"></i></span></td>'
-            f'<td class="n">{entry["accuracy"]:.1%}</td>'
-            f'<td class="n">{entry["right"]} of {entry["videos"]}</td></tr>'
-            for name, entry in part
-        )
-        return f"<table>{rows}</table>"
-
-    if len(found) <= 2 * CLASSES_SHOWN:
-        return table(found)
-    best, worst = found[:CLASSES_SHOWN], found[: -CLASSES_SHOWN - 1 : -1]
-    return (
-        f'<div class="two"><div><h3>Best</h3>{table(best)}</div><div><h3>Worst</h3>{table(worst)}</div></div>'
-        f"<details><summary>all {len(found)} classes</summary>{table(found)}</details>"
+    if not matrix.any():
+        return [{"note": "No matrix: scores.csv has no video of these classes."}, table]
+    right = f"{np.trace(matrix)} of {matrix.sum()} videos are right"
+    worst = "; ".join(f"{a} taken for {b}: {n}" for a, b, n in pairs[:3])
+    alt = f"Confusion matrix of {len(names)} classes: {right}" + (
+        f"; most confused: {worst}." if worst else "."
     )
+    chosen = pictures.most_confused(matrix)
+    if len(chosen) == len(names):
+        heading = "videos of a class (row) and what they are taken for"
+        figure = pictures.confusion_figure(matrix, names, heading)
+        return [{"beside": [{"large": _image(pictures.to_png(figure, 90), "png", alt)}, table]}]
+    overview = pictures.confusion_overview(matrix, f"all {len(names)} classes")
+    whole: Block = {"large": _image(pictures.to_png(overview, 90), "png", alt)}
+    heading = f"the {len(chosen)} most confused of {len(names)} classes"
+    figure = pictures.confusion_figure(matrix, names, heading, chosen)
+    alt = f"Confusion matrix of {heading}" + (f"; most confused: {worst}." if worst else ".")
+    return [{"beside": [whole, table]}, {"large": _image(pictures.to_png(figure, 80), "png", alt)}]
+
+
+def _classes(run: Run) -> list[Block]:
+    entries = run.results["per_class"].items() if "per_class" in run.results else []
+    found = [
+        (name, float(entry["accuracy"]), f"{entry['right']} of {entry['videos']}")
+        for name, entry in entries
+        if entry["videos"]
+    ]
+    if not all(0 <= accuracy <= 1 for _, accuracy, _ in found):
+        raise ValueError("an accuracy that is no share")
+    found.sort(key=lambda item: (-item[1], item[0]))
+    if len(found) <= 2 * CLASSES_SHOWN:
+        return [{"bars": found}] if found else []
+    best, worst = found[:CLASSES_SHOWN], found[: -CLASSES_SHOWN - 1 : -1]
+    return [
+        {"beside": [{"heading": "Best", "bars": best}, {"heading": "Worst", "bars": worst}]},
+        {"summary": f"all {len(found)} classes", "details": {"bars": found}},
+    ]
 
 
 # ---- videos ----------------------------------------------------------------------------------------------
@@ -476,33 +529,35 @@ def choose_videos(videos: Sequence[Video], right: bool) -> list[Video]:
     return [video for _, video in sorted(ranked, key=lambda item: item[0])[:VIDEOS_SHOWN]]
 
 
-def _videos(run: Run) -> str:
-    read = _reader(run.config)
-    parts = []
+def _videos(run: Run, frames: bool) -> list[Block]:
+    read = _reader(run.config) if frames else lambda path: "no frames: frames=false"
+    root = _at(run.config, "data", "root")
+    names = {cell(name): name for name in run.results.get("per_class", {})}
+    blocks: list[Block] = []
     for right, heading in ((False, "Wrong, the surest first"), (True, "Right, the surest first")):
-        chosen = choose_videos(run.videos, right)
-        if not chosen:
-            continue
-        parts.append(f'<h3>{heading}</h3><div class="clips">')
-        for video in chosen:
+        clips = []
+        for video in choose_videos(run.videos, right):
             picture = read(video.path)
-            kind = "right" if right else "wrong"
-            said = f"taken for <b>{_text(video.prediction)}</b> ({video.score:.0%})"
-            shown = (
-                _image(picture, "jpeg", "frames of the video")
-                if isinstance(picture, bytes)
-                else f'<p class="note">{_text(picture)}</p>'
-            )
-            parts.append(
-                f'<div class="clip {kind}">{shown}{_text(video.label)}, {said}<br>'
-                f"<small>{_text(_below(video.path, _at(run.config, 'data', 'root')))}</small></div>"
-            )
-        parts.append("</div>")
-    return "".join(parts)
+            label, prediction = (names.get(name, name) for name in (video.label, video.prediction))
+            path = _below(video.path, root)
+            clip: Block = {"kind": "right" if right else "wrong", "label": label, "prediction": prediction}
+            clip |= {"score": f"{video.score:.0%}", "path": path}
+            if isinstance(picture, bytes):
+                alt = f"Frames of {path}: {label}, taken for {prediction} ({video.score:.0%})."
+                clip["image"] = _image(picture, "jpeg", alt, "frames")
+            else:
+                clip["reason"] = picture
+            clips.append(clip)
+        if clips:
+            blocks.append({"heading": heading, "clips": clips})
+    return blocks
 
 
-def _reader(config: Mapping[str, Any]) -> Any:
-    """A function from a path to the frames that the network sees there, as JPEG, or why there are none."""
+def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
+    """A function from a path to the frames that the network sees there, as JPEG, or why there are none.
+
+    Only below data.root: what scores.csv names may lie anywhere.
+    """
     from PIL import Image
 
     from dtf.data.datamodule import VideoDataModule
@@ -512,16 +567,23 @@ def _reader(config: Mapping[str, Any]) -> Any:
     from dtf.lit.stored import CLIP_KEYS
 
     settings = config.get("data") or {}
+    root = _at(config, "data", "root")
     keys = (*CLIP_KEYS, "max_read_seconds", "decoder")
     # Only a reader of frames, with plain values: a folder does not say what class to build.
     try:
         chosen = {key: settings[key] for key in keys if key in settings}
         data = VideoDataModule(root=os.sep, num_workers=0, **chosen)
+        if 3 * data.clip_length * data.crop_px**2 > MOST_CLIP_BYTES:
+            raise ValueError(f"clips of more than {MOST_CLIP_BYTES >> 20} MiB")
     except (TypeError, ValueError) as error:
         reason = f"no frames: the settings of the data do not tell how to read them ({error})"
         return lambda path: reason
 
     def read(path: str) -> bytes | str:
+        # The path as it is written: links below the data folder are its owner's decision.
+        below = isinstance(root, str) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
+        if not below:
+            return "no frames: it does not lie below data.root"
         index = VideoIndex(os.sep, [os.path.abspath(path)], [0])
         sample = EvalDataset(
             index, data.frame_samplers["test"], data.val_transform, 1, data.max_read_seconds, data.decoder
@@ -541,95 +603,81 @@ def _below(path: str, root: Any) -> str:
     return path.removeprefix(f"{root}{os.sep}") if root else path
 
 
-def _filters(run: Run) -> str:
+def _filters(run: Run) -> list[Block]:
     from dtf.lit.pictures import filters_figure, to_png
 
     if not run.filters:
-        return ""
+        return []
+    sizes = [len(row) for row in run.filters.values()]
+    if len(sizes) > MOST_BLOCKS or min(sizes) < 1 or max(sizes) > MOST_FREQUENCIES:
+        raise ValueError("filters.json has more than the blocks of a network")
+    energy = {name: sum(float(value) for value in row) for name, row in run.filters.items()}
+    if not all(0 <= float(value) < _LARGE for value in itertools.chain(*run.filters.values())):
+        raise ValueError("filters.json has an energy that is none")
     picture = to_png(filters_figure(run.filters, "what each temporal layer adds, by temporal frequency"), 90)
-    return (
-        _image(picture, "png", "temporal filters")
-        + '<p class="note">Measured on a few videos. Frequency 0 is what stands still; the last column is '
-        "what changes sign from step to step. Amplitudes are in units of a block's features; a block that "
-        "adds nothing is still the identity.</p>"
+    most = max(energy, key=lambda name: energy[name])
+    alt = (
+        f"Temporal filters of {len(energy)} blocks: share of the energy that each adds by frequency, and its "
+        f"amplitude, the largest {math.sqrt(energy[most]):.3g} in {most}."
     )
+    note = (
+        "Measured on a few videos. Frequency 0 is what stands still; the last column is what changes sign "
+        "from step to step. Amplitudes are in units of a block's features; a block that adds nothing is "
+        "still the identity."
+    )
+    return [{"large": _image(picture, "png", alt)}, {"note": note}]
 
 
-def _broken(run: Run) -> str:
-    tested = [f"{entry['error']}" for entry in run.results.get("broken_videos", [])]
-    parts = []
+def _broken(run: Run) -> list[Block]:
+    tested = [str(entry["error"]) for entry in run.results.get("broken_videos", [])]
+    blocks: list[Block] = []
     for heading, lines in (("Counted as wrong in the result", tested), ("Replaced in training", run.broken)):
         if lines:
-            items = "".join(f"<li>{_text(line)}</li>" for line in lines[:BROKEN_SHOWN])
-            more = f"<li>and {len(lines) - BROKEN_SHOWN} more</li>" if len(lines) > BROKEN_SHOWN else ""
-            parts.append(f"<h3>{heading}: {len(lines)}</h3><ul>{items}{more}</ul>")
-    return "".join(parts)
+            more = [f"and {len(lines) - BROKEN_SHOWN} more"] if len(lines) > BROKEN_SHOWN else []
+            blocks.append({"heading": f"{heading}: {len(lines)}", "lines": lines[:BROKEN_SHOWN] + more})
+    return blocks
 
 
-def _parameters(run: Run) -> str:
-    groups = run.about.get("parameter_groups") or []
+def _parameters(run: Run) -> list[Block]:
     total = run.about.get("parameters")
-    text = f"<p>{total:,} parameters.</p>" if isinstance(total, int) else ""
-    if groups:
-        rows = [
-            (g["name"], g["tensors"], f"{g['numbers']:,}", f"{g['lr']:.4g}", f"{g['weight_decay']:g}")
-            for g in groups
-        ]
-        text += _table(("trained together", "tensors", "numbers", "learning rate", "weight decay"), rows)
-    return text
+    blocks: list[Block] = [{"note": f"{total:,} parameters."}] if isinstance(total, int) else []
+    rows = [
+        (g["name"], g["tensors"], f"{g['numbers']:,}", f"{g['lr']:.4g}", f"{g['weight_decay']:g}")
+        for g in (run.about.get("parameter_groups") or [])[:ROWS_SHOWN]
+    ]
+    if rows:
+        head = ("trained together", "tensors", "numbers", "learning rate", "weight decay")
+        blocks.append({"head": head, "rows": rows, "numeric": {1, 2, 3, 4}})
+    return blocks
 
 
-def _repeat(run: Run) -> str:
-    about, parts = run.about, []
+def _repeat(run: Run) -> list[Block]:
+    about = run.about
+    blocks: list[Block] = []
     git = about.get("git")
     if about.get("command"):
         checkout = f"git checkout {git['commit']}\n" if git else ""
-        parts.append(f"<pre>{_text(checkout + about['command'])}</pre>")
+        blocks.append({"code": f"{checkout}{about['command']}"})
     if git and git["dirty"]:
-        parts.append("<p>The code differed from that commit: it had changes that were not committed.</p>")
+        blocks.append({"note": "The code differed from that commit: it had changes that were not committed."})
     lines = [("device", about.get("device")), ("precision", about.get("precision"))]
-    lines += list(about.get("versions", {}).items())
-    parts.append(_pairs(lines))
-    if run.config:
-        settings = OmegaConf.to_yaml(OmegaConf.create(run.config))
-        parts.append(f"<details><summary>all settings</summary><pre>{_text(settings)}</pre></details>")
-    return "".join(parts)
+    lines += list(about.get("versions", {}).items())[:ROWS_SHOWN]
+    blocks.append(_pairs(lines))
+    if run.settings:
+        blocks.append({"summary": "all settings", "details": {"code": run.settings}})
+    return blocks
 
 
-# ---- pieces of HTML --------------------------------------------------------------------------------------
+# ---- pieces of a section -----------------------------------------------------------------------------------
 
 
-def _text(value: Any) -> str:
-    """What comes from files, as text: no markup, no control characters."""
-    text = str(value).encode("utf-8", "replace").decode("utf-8")
-    return html.escape("".join(c if c.isprintable() or c == "\n" else "?" for c in text))
+def _pairs(lines: Iterable[tuple[str, Any]]) -> Block:
+    return {"pairs": [(name, value) for name, value in lines if value is not None]}
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table; numbers to the right."""
-
-    def align(value: Any) -> str:
-        return ' class="n"' if re.fullmatch(r"[-+\d.,e%]+", str(value)) else ""
-
-    def cells(kind: str, row: Sequence[Any]) -> str:
-        return "".join(f"<{kind}{align(value)}>{_text(value)}</{kind}>" for value in row)
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
-
-
-def _pairs(lines: Iterable[tuple[str, Any]]) -> str:
-    known = [(name, value) for name, value in lines if value is not None]
-    rows = "".join(f"<tr><th>{_text(name)}</th><td>{_text(value)}</td></tr>" for name, value in known)
-    return f"<table>{rows}</table>"
-
-
-def _image(content: bytes, kind: str, alt: str) -> str:
-    return f'<img alt="{_text(alt)}" src="data:image/{kind};base64,{base64.b64encode(content).decode()}">'
-
-
-def _anchor(name: str) -> str:
-    return name.lower().replace(" ", "-")
+def _image(content: bytes, kind: str, alt: str, use: str = "drawn") -> dict[str, Any]:
+    """A picture for the template; `use`: "drawn" on paper, which dark mode turns dark, or "frames"."""
+    return {"kind": kind, "base64": base64.b64encode(content).decode(), "alt": alt[:1000], "use": use}
 
 
 def _at(mapping: Mapping[str, Any], *keys: str) -> Any:
@@ -648,8 +696,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments else 2
     with one_line_errors():
-        for folder in arguments:
-            print(write_report(folder))
+        folders, options = parse_options(arguments, {"frames": "true"})
+        for folder in folders:
+            print(write_report(folder, yes_or_no(options, "frames")))
         return 0
     return 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import re
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
@@ -17,6 +18,8 @@ from PIL import Image
 
 from dtf import report
 from dtf.data.motion import write_h264
+from dtf.figures import new_figure
+from dtf.lit import pictures
 from dtf.lit.report import results, write_json, write_scores
 from dtf.lit.scores import Evaluation
 
@@ -33,6 +36,7 @@ class Page(HTMLParser):
         self.tags: set[str] = set()
         self.text = ""
         self.links: list[str] = []
+        self.alts: list[str] = []
         self.pictures: list[bytes] = []
         self.feed(self.source)
         self.close()
@@ -44,6 +48,9 @@ class Page(HTMLParser):
             self.open.append(tag)
         for name, value in attrs:
             assert not name.startswith("on")
+            if tag == "img" and name == "alt":
+                assert len(value) > 20
+                self.alts.append(value)
             if tag == "img" and name == "src":
                 kind, _, content = value.partition(";base64,")
                 picture = base64.b64decode(content, validate=True)
@@ -67,7 +74,10 @@ class Page(HTMLParser):
 def check_self_contained(page: Page) -> None:
     assert page.tags.isdisjoint({"script", "link", "iframe", "object", "form"})
     assert all(link.startswith("#") and f'id="{link[1:]}"' in page.source for link in page.links)
-    assert "default-src 'none'" in page.source
+    # Before any content: it forbids scripts, and whatever lies elsewhere.
+    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+    meta = f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
+    assert page.source.index(meta) < page.source.index("<title>")
     assert not re.search(r"url\(|@import", page.source)
     assert len(page.source) < 2_000_000
 
@@ -134,16 +144,18 @@ CLIP = (
 
 
 def test_nothing_in_the_files_becomes_markup(tmp_path: Path) -> None:
-    good = tmp_path / "<img src=x onerror=alert(1)>.mp4"
+    root = tmp_path / EVIL
+    root.mkdir(parents=True)
+    good = root / "<img src=x onerror=alert(1)>.mp4"
     write_h264(good, np.random.default_rng(0).integers(0, 255, (8, 32, 32, 3), dtype=np.uint8))
-    broken = tmp_path / "broken.mp4"
+    broken = root / "broken.mp4"
     broken.write_text("no video")
     names = [EVIL, '"><svg onload=alert(2)>', "tab\tand\x1b[31m colour", "$x_{$ odd \udcff"]
     paths = [str(good), str(broken), str(tmp_path / "gone.mp4"), f"{EVIL}.mp4"]
     scores = [[0.7, 0.3, 0, 0], [0.2, 0.8, 0, 0], [0, 0, 0.1, 0.9], [np.nan] * 4]
     run = tmp_path / "run"
     evaluated(run, names, paths, [0, 0, 3, 2], scores, {3: f"{EVIL}.mp4: is empty {EVIL}"})
-    (run / "config.yaml").write_text(CLIP + f", root: '{EVIL}'}}\nmodel: {{name: '{EVIL}'}}\n")
+    (run / "config.yaml").write_text(CLIP + f", root: '{root}'}}\nmodel: {{name: '{EVIL}'}}\n")
     (run / "broken_videos.txt").write_text(f"{EVIL}: reason\n")
     (run / "filters.json").write_text(json.dumps({f"{EVIL}$": [1.0, 2.0], "other": [0.0, 0.0, 0.0]}))
     about = {"command": f"python train.py {EVIL}", "git": {"commit": EVIL, "dirty": True}, "device": EVIL}
@@ -159,6 +171,7 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path) -> None:
     # A video that is broken by now, and one that is gone, have a line in place of their frames.
     assert "broken.mp4" in page.text
     assert page.text.count("no frames: ") == 2
+    assert "does not lie below data.root" in page.text
     assert [p[:2] for p in page.pictures].count(b"\xff\xd8") == 1
 
 
@@ -176,6 +189,12 @@ def test_hundreds_of_classes(tmp_path: Path) -> None:
     page = Page(report.write_report(tmp_path))
     check_self_contained(page)
     assert all(name in page.text for name in names)
+    # On a phone: what is wide scrolls in a box of its own; in the dark, what is drawn turns dark.
+    wide = page.source.count('<div class="scroll"><img class="drawn"') + page.source.count(
+        '<div class="scroll"><table>'
+    )
+    assert wide == 3
+    assert "@media (prefers-color-scheme: dark)" in page.source
     assert "all 400 classes" in page.text
     whole, part = (Image.open(io.BytesIO(p)) for p in page.pictures if p.startswith(b"\x89PNG"))
     assert whole.size < (800, 800)
@@ -259,3 +278,129 @@ def test_videos_shown_are_of_many_classes() -> None:
     assert [v.path for v in report.choose_videos(videos, True)][:3] == ["0.mp4", "20.mp4", "1.mp4"]
     assert len(report.choose_videos(videos, True)) == report.VIDEOS_SHOWN
     assert [v.path for v in report.choose_videos(videos, False)] == ["30.mp4"]
+
+
+def test_pictures_say_what_they_show(tmp_path: Path) -> None:
+    names = ["up", "down", "left"]
+    scores = np.eye(3)[[0, 0, 2, 1]]
+    evaluated(tmp_path, names, [f"/{i}.mp4" for i in range(4)], [0, 1, 2, 1], scores)
+    write_curves(tmp_path / "csv", 0, "0,4,9,,", "0,9,8,,", "0,9,,,0.1", "0,9,,8.5,")
+    (tmp_path / "filters.json").write_text(json.dumps({"layer1": [1.0, 3.0], "layer2": [0.0, 0.0]}))
+    alts = Page(report.write_report(tmp_path)).alts
+    assert alts == [
+        "Curve of loss, up to epoch 1: training, each step: from 9 to 8, between 8 and 9; "
+        "training: from 8.5 to 8.5, between 8.5 and 8.5.",
+        "Curve of top-1, up to epoch 1: validation: from 10.0% to 10.0%, between 10.0% and 10.0%.",
+        "Confusion matrix of 3 classes: 3 of 4 videos are right; most confused: down taken for up: 1.",
+        "Temporal filters of 2 blocks: share of the energy that each adds by frequency, and its amplitude, "
+        "the largest 2 in layer1.",
+    ]
+
+
+DEEP = '{"a":' * 5000 + "1" + "}" * 5000
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("about.json", '{"parameters": Infinity}'),
+        ("about.json", '{"parameters": 1e999}'),
+        ("about.json", DEEP),
+        ("results.json", '{"top1": NaN}'),
+        ("results.json", b"\xff\xfe\x00"),
+        ("filters.json", "[" * 5000),
+        ("config.yaml", "a: &a [1]\nb: [*a, *a]"),
+        ("config.yaml", "[" * 5000),
+        ("scores.csv", b"\x00\xff,\x1b"),
+        ("scores.csv", "video,class,prediction,error,score:a\nv,a,a,,nan\n"),
+        ("scores.csv", "video,class,prediction,error,score:a\n" + "v" * (1 << 18) + ",a,a,,1\n"),
+        ("scores.csv", b"v" * (1 << 23)),
+    ],
+)
+def test_hostile_files_are_refused_in_one_line(tmp_path: Path, capsys, name: str, content) -> None:
+    (tmp_path / "config.yaml").write_text("data: {}")
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(SystemExit):
+        report.main([str(tmp_path)])
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path / name} is damaged: ")
+    assert error.count("\n") == 1
+    assert len(error) < 500
+    assert "\x1b" not in error
+
+
+@pytest.mark.parametrize("name", ["results.json", "scores.csv", "csv/version_0/metrics.csv"])
+@pytest.mark.parametrize("kind", ["link", "pipe", "giant"])
+def test_a_folder_is_not_left_and_nothing_is_waited_for(tmp_path: Path, capsys, name: str, kind: str) -> None:
+    run, outside = tmp_path / "run", tmp_path / "secret"
+    path = run / name
+    path.parent.mkdir(parents=True)
+    (run / "config.yaml").write_text("data: {}")
+    outside.write_text('{"secret": 1}')
+    if kind == "link":
+        path.symlink_to(outside)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(SystemExit):
+        report.main([str(run)])
+    reasons = {"link": "leads out", "pipe": "no regular file", "giant": "MiB"}
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {path} is damaged: ")
+    assert reasons[kind] in error
+
+
+PIXEL = pictures.to_png(new_figure(1, 1), 1)
+WRONG = [None, 1, -1, "text", [], [1], {}, {"a": 1}, [{}], 1e300, True]
+
+
+@pytest.mark.parametrize("wrong", WRONG, ids=[json.dumps(value) for value in WRONG])
+def test_wrong_types_cost_their_section_only(tmp_path: Path, monkeypatch, wrong) -> None:
+    monkeypatch.setattr(pictures, "to_png", lambda figure, dpi: PIXEL)
+    evaluated(tmp_path, ["a", "b"], ["/v.mp4", "/w.mp4"], [0, 1], [[1, 0], [1, 0]])
+    sound = json.loads((tmp_path / "results.json").read_text())
+    (tmp_path / "filters.json").write_text(json.dumps({"a": wrong}))
+    (tmp_path / "config.yaml").write_text(json.dumps({"data": wrong, "model": wrong}))
+    keys = ("command", "git", "versions", "device", "parameters", "parameter_groups", "network")
+    (tmp_path / "about.json").write_text(json.dumps(dict.fromkeys(keys, wrong)))
+    for broken in ({key: wrong} for key in sound):
+        (tmp_path / "results.json").write_text(json.dumps(sound | broken))
+        page = Page(report.write_report(tmp_path))
+        check_self_contained(page)
+        assert "How to repeat it" in page.text
+
+
+def test_numbers_that_no_axis_shows(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("data: {}")
+    lines = [
+        "0,4,1e308,,",
+        "0,9,inf,,",
+        "0,14,nan,,",
+        "-1,-1,1,,",
+        f"0,{'9' * 30},1,,",
+        "0,19,2,,0.5",
+        "0,19,,nan,",
+        "4,99,,9,",
+    ]
+    write_curves(tmp_path / "csv", 0, *lines)
+    page = Page(report.write_report(tmp_path))
+    assert page.alts[0].startswith("Curve of loss, up to epoch 5: training, each step: from 2 to 2")
+
+
+def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> None:
+    write_h264(tmp_path / "a.mp4", np.zeros((8, 32, 32, 3), np.uint8))
+    run = tmp_path / "run"
+    evaluated(run, ["a", "b"], [str(tmp_path / "a.mp4")], [0], [[1, 0]])
+    for root, arguments, reason in (
+        (tmp_path, [], None),
+        (tmp_path / "data", [], "does not lie below data.root"),
+        (tmp_path, ["frames=false"], "frames=false"),
+    ):
+        (run / "config.yaml").write_text(CLIP + f", root: '{root}'}}\n")
+        assert report.main([str(run), *arguments]) == 0
+        page = Page(run / "report.html")
+        assert any(picture.startswith(b"\xff\xd8") for picture in page.pictures) == (reason is None)
+        assert reason is None or reason in page.text
+    capsys.readouterr()

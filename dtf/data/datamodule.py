@@ -24,6 +24,7 @@ from dtf.data.sampling import FrameSampler, parse_views
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
 
 log = logging.getLogger(__name__)
+_MOST_REPORT_BYTES = 1 << 26
 
 STAGES = ("train", "val", "test")
 _STAGES_OF = {
@@ -281,9 +282,12 @@ class VideoDataModule(LightningDataModule):
         """What `dtf.data.prepare` reports about a list: how many annotated videos it leaves out."""
         path = self._split_path(stage)
         try:
-            row = json.loads((path.parent / "report.json").read_text("utf-8"))["splits"][path.stem]
+            report = path.parent / "report.json"
+            if not report.is_file() or report.stat().st_size > _MOST_REPORT_BYTES:
+                return ""
+            row = json.loads(report.read_text("utf-8"))["splits"][path.stem]
             listed, annotated, excluded = (int(row[key]) for key in ("listed", "annotated", "excluded"))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return ""  # a list from elsewhere
         if listed != len(index):
             log.warning("%s: lists %d videos, its report.json says %d", path, len(index), listed)

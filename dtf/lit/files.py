@@ -9,6 +9,7 @@ import errno
 import json
 import math
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
@@ -94,7 +95,7 @@ def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
         ValueError: the file is too large, no JSON or no object of it; one line that names the file. Infinity,
             NaN and numbers beyond float64 are no JSON either.
     """
-    text = _read_text(Path(path), MOST_BYTES)
+    text = read_text(Path(path), MOST_BYTES)
     try:
         found = json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_integer)
     except (ValueError, RecursionError) as error:
@@ -110,7 +111,7 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
     Raises:
         ValueError: the file is too large, no YAML, or refers to parts of itself, which can grow without end.
     """
-    text = _read_text(Path(path), MOST_BYTES_YAML)
+    text = read_text(Path(path), MOST_BYTES_YAML)
     try:
         depth = 0
         # First its events alone: the time that nesting takes grows with its square.
@@ -125,8 +126,26 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise ValueError(f"{path} is damaged: {_reason(error)}") from None
 
 
-def _read_text(path: Path, most_bytes: int) -> str:
-    with open(path, "rb") as file:
+def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a file for reading bytes that may be anything: a pipe or a device is refused, not waited for.
+
+    Raises:
+        ValueError: it is no regular file.
+    """
+    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+        os.close(file)
+        raise ValueError(f"{path} is damaged: it is no regular file")
+    return open(file, "rb")
+
+
+def read_text(path: Path, most_bytes: int) -> str:
+    """The text of a file that may come from anywhere.
+
+    Raises:
+        ValueError: the file is too large, no regular file or no UTF-8; one line that names it.
+    """
+    with open_regular(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"{path} is damaged: it has more than {most_bytes >> 20} MiB")

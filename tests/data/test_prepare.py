@@ -160,6 +160,9 @@ def test_the_data_module_says_what_its_lists_leave_out(layouts, tmp_path, caplog
     (root / "lists" / "test.txt").write_text("".join(lines[1:]))
     data_module("diving48", root).index("test")
     assert "lists 3 videos, its report.json says 4" in caplog.text
+    for odd in ('{"splits": {"test": {"listed": Infinity}}}', "[" * 10_000):
+        (root / "lists" / "report.json").write_text(odd)
+        assert len(data_module("diving48", root).index("test")) == 3
 
 
 def test_configs_follow_the_protocols_of_the_field():
