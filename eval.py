@@ -89,7 +89,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         kept.begin()
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))
-        report.write_json(folder / "about.json", describe_run("eval.py", trainer, network))
+        report.write_json(folder / "about.json", describe_run("eval", trainer, network))
     with build.running(trainer), stoppable(trainer, kept.summary):
         trainer.test(model, datamodule=data, verbose=False)
     # Where all scores were there already, Lightning has had nothing to do.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtf.lit import resume
-from dtf.lit.command import CONF, command, is_first_process, plain, run_folder
+from dtf.lit.command import CONF, command, is_first_process, plain, program, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -108,7 +108,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
 
     with build.running(trainer):
         if is_first_process():
-            about = describe_run("train.py", trainer, network, config["optim"])
+            about = describe_run("train", trainer, network, config["optim"])
             report.write_json(folder / "about.json", about)
             log_start(loggers, config, about)
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
@@ -154,7 +154,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
                 ("weights to share", report.shown(weights)),
                 ("pictures, scores", report.shown(folder)),
                 ("in a browser", report.shown(folder / "report.html")),
-                ("more views", f"python eval.py checkpoint={report.shown(tested)} views=3x3"),
+                ("more views", f"{program('eval')} checkpoint={report.shown(tested)} views=3x3"),
                 ("your video", f"python -m dtf.predict VIDEO checkpoint={report.shown(tested)}"),
             ],
         )

@@ -413,8 +413,9 @@ def _order(value: str) -> tuple[bool, float, str]:
         return True, 0.0, value
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: list[str] | None = None) -> None:
     """`python -m dtf.sweep DIR`."""
+    arguments = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
         if {"-h", "--help"} & set(arguments):
             print((__doc__ or "").strip())
@@ -428,4 +429,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

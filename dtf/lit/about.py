@@ -14,6 +14,7 @@ import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
 
+from dtf.lit.command import program
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.models import VideoNetwork
 
@@ -21,12 +22,12 @@ PACKAGES = ("torch", "pytorch-lightning", "timm", "torchvision", "av", "numpy")
 
 
 def describe_run(
-    script: str, trainer: pl.Trainer, network: VideoNetwork, optim: Mapping[str, Any] | None = None
+    name: str, trainer: pl.Trainer, network: VideoNetwork, optim: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The circumstances of the present run as plain data.
 
     Args:
-        script: "train.py" or "eval.py".
+        name: "train" or "eval".
         trainer: tells devices and precision.
         network: what is run.
         optim: its optimiser recipe; None: it is not trained.
@@ -35,7 +36,7 @@ def describe_run(
     # Done again, it belongs into a folder of its own.
     overrides = [o for o in HydraConfig.get().overrides.task if not o.startswith("output=")]
     return {
-        "command": shlex.join(["python", script, *overrides]),
+        "command": f"{program(name)} {shlex.join(overrides)}".rstrip(),
         "git": git_state(),
         "versions": _versions(),
         "device": f"{trainer.world_size} x {_device_name(trainer)}",

@@ -56,7 +56,7 @@ from dtf.text import escape_logs, printable
 # each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
+CONF = (Path(__file__).parents[1] / "programs" / "conf").resolve()
 """The settings that are shipped."""
 FULL_ERROR = "HYDRA_FULL_ERROR"
 RUN_FOLDER = "DTF_RUN_FOLDER"
@@ -295,6 +295,13 @@ def explain(error: BaseException, conf: Path | None = None) -> str | None:
     return None
 
 
+def program(name: str) -> str:
+    """How "train" or "eval" is started: `python train.py` in the repository, `dtf-train` of a package."""
+    installed = not (CONF.parent / "pyproject.toml").is_file()
+    typed = Path(sys.argv[0]).name.startswith("dtf-")
+    return f"dtf-{name}" if installed or typed else f"python {name}.py"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """`, did you mean X?` for the nearest known name, or an empty text."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
@@ -308,7 +315,9 @@ def _is_raised_here(error: BaseException) -> bool:
     if not frames:
         return False
     last = Path(frames[-1].filename).resolve()
-    return last.parent == root or not {root / "dtf", root / "hydra_plugins"}.isdisjoint(last.parents)
+    if last in (root / "train.py", root / "eval.py"):
+        return True
+    return not {root / "dtf", root / "hydra_plugins"}.isdisjoint(last.parents)
 
 
 def _explain_option(error: MissingConfigException) -> str:
@@ -333,11 +342,12 @@ def _explain_override(error: HydraException, conf: Path | None) -> str:
     cause = str(error.__cause__).splitlines()[0] if error.__cause__ else ""
     if cause and "is not in struct" not in cause:
         return f"{name}: {cause}"
-    return f"there is no setting {name}{_nearest_setting(conf, name)} (python {_program()} --help)"
+    return f"there is no setting {name}{_nearest_setting(conf, name)} ({program(_config_name())} --help)"
 
 
-def _program() -> str:
-    return os.path.basename(sys.argv[0])
+def _config_name() -> str:
+    """Of the program that is running: "train" of train.py and of dtf-train."""
+    return Path(sys.argv[0]).stem.removeprefix("dtf-")
 
 
 def _nearest_setting(conf: Path, wrong: str) -> str:
@@ -361,7 +371,7 @@ def _nearest_setting(conf: Path, wrong: str) -> str:
 
 def _known_settings(conf: Path) -> list[str]:
     """All settings under the groups chosen on the command line: `optim.lr`, `model`, ..."""
-    config_name = Path(_program()).stem
+    config_name = _config_name()
     groups = [p.name for p in conf.iterdir() if p.is_dir()]
     choices = [a for a in sys.argv[1:] if a.split("=")[0].lstrip("+") in groups and "," not in a]
     GlobalHydra.instance().clear()

@@ -20,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
-from dtf.lit.command import CONF, RESULTS, RunError, is_first_process, printable, quoted
+from dtf.lit.command import CONF, RESULTS, RunError, is_first_process, printable, program, quoted
 from dtf.lit.files import leads_out, read_yaml
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def expand(arguments: list[str]) -> list[str]:
         raise ValueError(
             f"resume={folder} takes values of known settings only, and this run has: "
             f"{'; '.join(doubts[:10])}{more}. Type what you want of it yourself or, if you trust the folder, "
-            f"repeat it in full: python train.py {shlex.join([f'resume={folder}', 'trust=true', *typed])}"
+            f"repeat it in full: {program('train')} {shlex.join([f'resume={folder}', 'trust=true', *typed])}"
         )
     if doubts and is_first_process():
         print(printable(f"warning: taken on trust from {folder}: {'; '.join(doubts)}"), file=sys.stderr)

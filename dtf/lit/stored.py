@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Mapping
-from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from dtf.lit.checkpoint import load_checkpoint
-from dtf.lit.command import plain, with_override
+from dtf.lit.command import CONF, plain, with_override
 
 CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
 """What decides how a network sees a video: right for every data set that it is evaluated on."""
@@ -45,7 +44,7 @@ def choose_data(arguments: list[str]) -> list[str]:
     value = next(iter(paths[-1].sweep_string_iterator())) if paths[-1].is_sweep_override() else None
     path = value.strip("'\"") if value is not None else str(paths[-1].value())
     name = load_checkpoint(path, weights=False).data.get("name")
-    known = {p.stem for p in (Path(__file__).resolve().parents[2] / "conf" / "data").glob("*.yaml")}
+    known = {p.stem for p in (CONF / "data").glob("*.yaml")}
     if name not in known:
         raise ValueError(
             f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"

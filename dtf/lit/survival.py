@@ -25,7 +25,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import STOP_SIGNALS, sweep_folder
+from dtf.lit.command import STOP_SIGNALS, program, sweep_folder
 from dtf.lit.report import shown
 
 
@@ -200,7 +200,7 @@ class StopOnSignal(Checkpoint):
         if trainer.is_global_zero:
             last = _last(trainer)
             saved = shown(last.path) if last and last.path.is_file() else "nothing"
-            command = "python train.py" if started_here else "the same command with"
+            command = program("train") if started_here else "the same command with"
             how = "the same command" if sweep_folder() else f"{command} resume={shown(self.folder)}"
             does = "starts again" if saved == "nothing" else "goes on"
             print(
