@@ -21,12 +21,12 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from dtf.data.lists import iter_rows, parse_label, raise_faults, repeated
+from dtf.data import bounds
+from dtf.data.lists import check_numbers, iter_rows, parse_label, raise_faults, repeated
 from dtf.text import printable
 
 StrPath = str | os.PathLike[str]
@@ -415,6 +415,8 @@ def read_path_lists(
                 read.add(name, label, line)
         if not read.ids and not found:
             found.append(f"{read.source}: lists no video")
+        if class_names is None:
+            check_numbers(read.source, read.lines, read.labels, found)
     splits = _join(rows, {}, found)
     if faults is None:
         raise_faults("annotations", found)
@@ -493,7 +495,7 @@ def _read_text(path: StrPath) -> str:
     """The text of a file, or ValueError with the reason and, where it is not UTF-8, the line."""
     source = os.path.basename(path)
     try:
-        data = Path(path).read_bytes()
+        data = bounds.read_regular(path)
     except OSError as error:
         raise ValueError(f"{printable(os.fspath(path))}: cannot be read ({error.strerror})") from error
     try:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from pytorch_lightning import LightningDataModule
 
+from dtf.data import bounds
 from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
 from dtf.data.decoders import reader_class
@@ -248,7 +249,11 @@ class VideoDataModule(LightningDataModule):
             path = Path(self.root, given)
             if not path.is_file():
                 raise ValueError(f"data.class_names: {path} is not a file; expected one class name per line")
-            given = [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+            given = [
+                line.strip()
+                for line in bounds.read_regular(path).decode("utf-8-sig").splitlines()
+                if line.strip()
+            ]
         if given is not None:
             names = [str(name) for name in given]
             twice = repeated(names)

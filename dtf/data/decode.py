@@ -15,6 +15,8 @@ import functools
 import itertools
 import os
 import tempfile
+from array import array
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,11 +26,17 @@ import torch
 from av.stream import Disposition
 from pytorchvideo.data.video import Video, VideoPathHandler
 
-from dtf.data.reader import FrameReader
+from dtf.data import bounds
+from dtf.data.boxes import index_fault
+from dtf.data.reader import FrameReader, VideoError
 from dtf.text import printable
 
 PACKET_CAP_BYTES = 64 << 20
-"""More compressed bytes than this are not held in memory: the file is then read again by seeking."""
+"""More compressed bytes than this, with what holding a packet costs, are not held in memory: the file is then
+read again by seeking."""
+
+_PACKET_BYTES = 768
+"""What a packet takes besides its data: the objects of PyAV and FFmpeg around it."""
 
 MAX_FILLED_FRACTION = 0.5
 """A read of which more than this share had to be filled from neighbouring frames is refused."""
@@ -37,9 +45,6 @@ MAX_DAMAGED_FRACTION = 0.125
 """A read is refused when more than this share of its packets is damaged: FFmpeg conceals a few well, but what
 is predicted from them looks wrong up to the next key frame."""
 
-MAX_PIXELS = 1 << 26
-"""Larger frames are refused before they fill the memory; 8K has 33 million pixels."""
-
 # Demuxers of plain video files. Playlists and concatenations (hls, dash, concat, image sequences ...) are
 # left out on purpose: such a file, whatever its name, could make FFmpeg open other files or network
 # addresses.
@@ -47,11 +52,26 @@ _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,mpegvideo,flv,live_flv,asf,ogg,nut,mxf,ivf,obu,h264,"
     "hevc,m4v,h263,av1,gif,apng,swf,dv,wtv,rm,vob,y4m,yuv4mpegpipe,mjpeg,nsv,bink,smk,gxf,amv"
 )
-_OPTIONS = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+# Codecs of cameras, phones, the web and of data sets, by FFmpeg's names: what many use is well tested. Screen
+# recorders, games and rare experiments are left out, and with them most of FFmpeg's decoders.
+_CODECS = (
+    "h264,hevc,vvc,av1,vp6,vp6a,vp6f,vp7,vp8,vp9,mpeg1video,mpeg2video,mpeg4,msmpeg4v1,msmpeg4v2,msmpeg4v3,wmv1,"
+    "wmv2,wmv3,vc1,h261,h263,h263i,h263p,flv1,theora,rv10,rv20,rv30,rv40,svq1,svq3,cinepak,indeo3,indeo5,mjpeg,"
+    "mjpegb,amv,jpeg2000,prores,dnxhd,cfhd,dvvideo,ffv1,ffvhuff,huffyuv,utvideo,magicyuv,lagarith,rawvideo,v210,"
+    "qtrle,msvideo1,msrle,png,apng,gif"
+)
+_FORMAT_OPTIONS = {
+    "format_whitelist": _FORMATS,
+    "protocol_whitelist": "file",
+    # By the names of decoders. FFmpeg opens some, those of sound too, to find what a header leaves out.
+    "codec_whitelist": f"{_CODECS},libdav1d,libaom-av1,libvpx,libvpx-vp9,flv",
+}
 
 # Codecs for which leaving out unreferenced frames is exact. AV1 reads the flag once at open and would then
 # drop every frame; VP8 and VP9 ignore it.
 _SKIPS_NONREF = frozenset({"h264", "hevc", "mpeg4"})
+
+_NO_STAMP = -(1 << 63)  # as FFmpeg says it
 
 _GAP_PACKETS = 64
 
@@ -64,19 +84,6 @@ _TINY_VIDEO = base64.b64decode(
     "FwEAACgAAAAKZYiEA6JigACG/gAAAB4JAAAUAAAoAAAAACcBAABQAAAAC0GaKAJqJxQABAHwAAAAHwkAAA8AAFAAAAAAJwEAAAAAAAAG"
     "AZ5FA9KAAAAAGg=="
 )
-
-
-class VideoError(ValueError):
-    """A video that cannot be used. Its text is one line, "path: reason".
-
-    Args:
-        path: the file (bytes that are not UTF-8 are shown escaped).
-        reason: what is wrong with it; kept as an attribute.
-    """
-
-    def __init__(self, path: str, reason: str = "") -> None:
-        self.reason = reason
-        super().__init__(f"{printable(path)}: {reason}" if reason else printable(path))
 
 
 @functools.cache
@@ -121,18 +128,20 @@ def open_stream(path: str) -> tuple[Any, Any]:
         The container and its best video stream.
 
     Raises:
-        VideoError: no regular file, no video in a container of its own (see `_FORMATS`), or too large.
+        VideoError: no regular file, no video in a container of its own (see `_FORMATS`), or one that asks for
+            more than `dtf.data.bounds` allows.
     """
-    if not os.path.exists(path):
-        raise VideoError(path, "is a link to a missing file" if os.path.islink(path) else "does not exist")
-    if os.path.isdir(path):
-        raise VideoError(path, "is a folder, not a video file")
-    if not os.path.isfile(path):  # opening a pipe would wait for its other end
-        raise VideoError(path, "is not a regular file")
-    if os.path.getsize(path) == 0:
-        raise VideoError(path, "is empty (0 bytes)")
     try:
+        if bounds.check_regular(path) == 0:  # opening a pipe would wait for its other end
+            raise VideoError(path, "is empty (0 bytes)")
+        if fault := index_fault(path):
+            raise VideoError(path, fault)
         container = _open_container(path)
+    except FileNotFoundError as error:
+        reason = "is a link to a missing file" if os.path.islink(path) else "does not exist"
+        raise VideoError(path, reason) from error
+    except bounds.NotRegularError as error:
+        raise VideoError(path, str(error.strerror)) from error
     except (av.FFmpegError, OSError) as error:
         reason = f"cannot be opened as a video ({error.strerror or type(error).__name__})"
         raise VideoError(path, reason) from error
@@ -145,7 +154,14 @@ def open_stream(path: str) -> tuple[Any, Any]:
 
 def _open_container(path: str) -> Any:
     open_file: Any = av.open  # its types differ from release to release
-    return open_file(path, mode="r", container_options=_OPTIONS, **_OPEN_OPTIONS)
+    return open_file(
+        path, mode="r", options=_codec_options(), container_options=_FORMAT_OPTIONS, **_OPEN_OPTIONS
+    )
+
+
+def _codec_options() -> dict[str, str]:
+    """The decoder itself refuses frames that turn out larger than the header says."""
+    return {"max_pixels": str(bounds.MAX_PIXELS)}
 
 
 def _best_stream(path: str, container: Any) -> Any:
@@ -158,8 +174,11 @@ def _best_stream(path: str, container: Any) -> Any:
     codec = stream.codec_context
     if codec is None:
         raise VideoError(path, "its video codec is not known to the installed FFmpeg")
-    if codec.width * codec.height > MAX_PIXELS:
-        raise VideoError(path, f"has frames of {codec.width} x {codec.height} pixels, too large to decode")
+    if (name := codec.codec.canonical_name) not in _CODECS.split(","):
+        raise VideoError(path, f"has video of codec {name}, which is not read (allowed: {_CODECS})")
+    if codec.width > 0 and codec.height > 0 and (fault := bounds.frame_fault(codec.width, codec.height)):
+        raise VideoError(path, fault)
+    codec.options = _codec_options()
     return stream
 
 
@@ -194,6 +213,8 @@ class VideoReader(FrameReader, Video):
         self.filled = 0
         self._num_fed = 0  # packets given to the decoder
         self.rotation = 0
+        self._is_turned: bool | None = None  # whether the first frame lay on its side
+        self._too_large = False  # a packet asked for a frame above the limit
         self._packet_cap_bytes = packet_cap_bytes
         self._reformatter = av.video.reformatter.VideoReformatter()
         self._container: Any = None
@@ -216,17 +237,17 @@ class VideoReader(FrameReader, Video):
         """Demux once and build the frame table."""
         packets: list[Any] | None = []
         held_bytes = 0
-        pts: list[int | None] = []
-        self._stamps: list[tuple[int | None, int | None]] = []  # (dts, pts) of every packet, in file order
-        is_key: list[bool] = []
-        is_shown: list[bool] = []
+        pts, dts = array("q"), array("q")
+        is_key, is_shown = bytearray(), bytearray()
         hides_frames = self._codec.name in ("vp8", "libvpx")
         try:
             for packet in self._container.demux(self._stream):
                 if not packet.size:  # the flush packet at the end, or a dropped frame of an AVI
                     continue
-                pts.append(packet.pts)
-                self._stamps.append((packet.dts, packet.pts))
+                if len(pts) == bounds.MAX_PACKETS:
+                    raise VideoError(self.path, f"has more than {bounds.MAX_PACKETS} frames")
+                pts.append(_NO_STAMP if packet.pts is None else packet.pts)
+                dts.append(_NO_STAMP if packet.dts is None else packet.dts)
                 is_key.append(packet.is_keyframe)
                 # Discarded by an edit list, or a VP8 frame that only serves as a reference (show_frame bit
                 # 0).
@@ -234,7 +255,7 @@ class VideoReader(FrameReader, Video):
                     not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
                 )
                 if packets is not None:
-                    held_bytes += packet.size
+                    held_bytes += packet.size + _PACKET_BYTES
                     if held_bytes > self._packet_cap_bytes:
                         packets = None
                     else:
@@ -247,30 +268,31 @@ class VideoReader(FrameReader, Video):
             raise VideoError(self.path, "has a video stream without any frame")
         width, height = self._codec.width, self._codec.height
         self._size = (width, height) if width > 0 and height > 0 else None
-        self._build_table(pts, np.array(is_key), np.array(is_shown))
+        self._pts, self._dts = np.array(pts), np.array(dts)  # of every packet, in file order
+        self._build_table(np.frombuffer(is_key, bool), np.frombuffer(is_shown, bool))
 
-    def _build_table(self, stamps: list[int | None], is_key: np.ndarray, is_shown: np.ndarray) -> None:
+    def _build_table(self, is_key: np.ndarray, is_shown: np.ndarray) -> None:
         rate = self._stream.average_rate or self._stream.guessed_rate or self._stream.base_rate
         self.fps = float(rate) if rate else 0.0
+        pts = self._pts
         shown = np.flatnonzero(is_shown)
-        shown_stamps = [stamps[i] for i in shown]
-        self._sequential = (
+        if not len(shown):
+            raise VideoError(self.path, "has no frame that is to be shown")
+        self._sequential = bool(
             "avi" in self._container.format.name.split(",")
-            or any(stamp is None for stamp in shown_stamps)
-            or len(set(shown_stamps)) < len(shown_stamps)
+            or (pts[shown] == _NO_STAMP).any()
+            or len(np.unique(pts[shown])) < len(shown)
             or not is_key.any()
         )
         if self._sequential:
             self.num_frames = len(shown)
             self._times = np.arange(self.num_frames) / (self.fps or 1.0)
             return
-        pts = np.array([-1 if stamp is None else stamp for stamp in stamps], dtype=np.int64)
         keys = np.flatnonzero(is_key)
         shown = shown[shown >= keys[0]]
         if not len(shown):
             raise VideoError(self.path, "has no frame at or after its first key frame")
         shown = shown[np.argsort(pts[shown], kind="stable")]
-        self._pts = pts
         self._keys = keys
         self._set_table(shown)
         # Frames shown before the first key frame but stored after it may need what was cut away.
@@ -282,6 +304,8 @@ class VideoReader(FrameReader, Video):
             self._set_table(self._position[~np.isin(self._position, lost)])
         self.num_frames = len(self._position)
         ticks = self._pts[self._position] - self._pts[self._position[0]]
+        if ticks[-1] < 0:
+            raise VideoError(self.path, "has time stamps further apart than 63 bits can count")
         self._times = ticks * float(self._stream.time_base)
         if self.num_frames > 1:
             self.fps = float((self.num_frames - 1) / (int(ticks[-1]) * self._stream.time_base))
@@ -289,7 +313,14 @@ class VideoReader(FrameReader, Video):
     def _set_table(self, position: np.ndarray) -> None:
         """`position[i]` is the place in the file of the packet that holds frame i."""
         self._position = position
-        self._index_of_pts = {int(p): i for i, p in enumerate(self._pts[position])}
+        self._shown_pts = array("q", self._pts[position].tobytes())
+
+    def _index_of(self, pts: int | None) -> int | None:
+        """The frame with this time stamp, or None."""
+        if pts is None:
+            return None
+        index = bisect_left(self._shown_pts, pts)
+        return index if index < len(self._shown_pts) and self._shown_pts[index] == pts else None
 
     # ---- PyTorchVideo's interface --------------------------------------------------------------------------
 
@@ -365,9 +396,14 @@ class VideoReader(FrameReader, Video):
             raise VideoError(self.path, reason) from error
         filled, errors, num_fed = self.filled - filled, self.errors - errors, self._num_fed - num_fed
         if errors > MAX_DAMAGED_FRACTION * num_fed:
-            raise VideoError(self.path, f"is damaged: {errors} of {num_fed} packets could not be decoded")
+            raise self._fault(f"is damaged: {errors} of {num_fed} packets could not be decoded")
         if filled > MAX_FILLED_FRACTION * num_wanted:
-            raise VideoError(self.path, f"{filled} of {num_wanted} wanted frames could not be decoded")
+            raise self._fault(f"{filled} of {num_wanted} wanted frames could not be decoded")
+
+    def _fault(self, reason: str) -> VideoError:
+        """What went wrong in decoding, with the cause where it is known."""
+        cause = f", since frames have more than {bounds.MAX_PIXELS} pixels" if self._too_large else ""
+        return VideoError(self.path, reason + cause)
 
     def _iter_onward(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         todo = collections.deque(wanted.tolist())
@@ -380,7 +416,7 @@ class VideoReader(FrameReader, Video):
         last: np.ndarray | None = None
         for start, stop in ranges:
             for frame in self._decode_range(start, stop, wanted_packets):
-                index = self._index_of_pts.get(frame.pts)
+                index = self._index_of(frame.pts)
                 if index is None or not todo or index < todo[0]:
                     continue
                 last = self._to_array(frame)
@@ -388,7 +424,7 @@ class VideoReader(FrameReader, Video):
                     self.filled += todo[0] < index
                     yield todo.popleft(), last
         if todo and last is None:
-            raise VideoError(self.path, "no frame could be decoded")
+            raise self._fault("no frame could be decoded")
         self.filled += len(todo)
         for index in todo:
             assert last is not None
@@ -400,7 +436,7 @@ class VideoReader(FrameReader, Video):
         wanted_packets = set(positions.tolist())
         for start, stop in self._ranges(positions):
             for frame in self._decode_range(start, stop, wanted_packets):
-                index = self._index_of_pts.get(frame.pts)
+                index = self._index_of(frame.pts)
                 if index is not None and index in missing:
                     missing.discard(index)
                     yield index, self._to_array(frame)
@@ -427,7 +463,7 @@ class VideoReader(FrameReader, Video):
         """Last resort for frames that did not come: decode everything, then take the nearest frame."""
         nearest: dict[int, tuple[int, Any]] = {}
         for frame in self._decode_range(0, self._num_packets):
-            index = self._index_of_pts.get(frame.pts)
+            index = self._index_of(frame.pts)
             if index is None:
                 continue
             if index in missing:
@@ -438,7 +474,7 @@ class VideoReader(FrameReader, Video):
                 if lost not in nearest or abs(index - lost) < abs(nearest[lost][0] - lost):
                     nearest[lost] = (index, frame)
         if len(nearest) < len(missing):
-            raise VideoError(self.path, "no frame could be decoded")
+            raise self._fault("no frame could be decoded")
         self.filled += len(missing)
         for lost in sorted(missing):
             yield lost, self._to_array(nearest[lost][1])
@@ -454,7 +490,7 @@ class VideoReader(FrameReader, Video):
                 if not todo:
                     return
         if last is None:
-            raise VideoError(self.path, "no frame could be decoded")
+            raise self._fault("no frame could be decoded")
         self.filled += len(todo)
         for index in todo:
             yield index, self._to_array(last)
@@ -477,16 +513,22 @@ class VideoReader(FrameReader, Video):
                 try:
                     yield from codec.decode(packet)
                 except av.FFmpegError:
-                    self.errors += 1
+                    self._note_error()
             try:
                 yield from codec.decode(None)
             except av.FFmpegError:
-                self.errors += 1
+                self._note_error()
         finally:
             if skipping:
                 codec.skip_frame = "DEFAULT"
             if self._container is not None:
                 codec.flush_buffers()
+
+    def _note_error(self) -> None:
+        self.errors += 1
+        # FFmpeg forgets a size that it refuses, or keeps it.
+        pixels = self._codec.width * self._codec.height
+        self._too_large = self._too_large or pixels == 0 or pixels > bounds.MAX_PIXELS
 
     def _read_packets(self, start: int, stop: int) -> Iterable[Any]:
         if self._packets is not None:
@@ -495,25 +537,29 @@ class VideoReader(FrameReader, Video):
 
     def _seek_packets(self, start: int, stop: int) -> Iterator[Any]:
         """Packets [start, stop) read from the file again, through a container of their own."""
-        dts, pts = self._stamps[start]
-        target = dts if dts is not None else pts
+        dts, pts = int(self._dts[start]), int(self._pts[start])
+        target = dts if dts != _NO_STAMP else pts
         for seek in (True, False):  # where seeking fails or lands too late, read from the beginning
             with _open_container(self.path) as container:
                 stream = container.streams[self._stream.index]
                 packets: Iterator[Any] = (packet for packet in container.demux(stream) if packet.size)
                 position = 0
                 if seek:
-                    if self._sequential or target is None:
+                    if self._sequential or target == _NO_STAMP:
                         continue
                     try:
                         container.seek(target, stream=stream, backward=True)
                     except av.FFmpegError:
                         continue
                     first = next(packets, None)
-                    stamp = (first.dts, first.pts) if first is not None else (None, None)
-                    if self._stamps.count(stamp) != 1 or self._stamps.index(stamp) > start:
+                    if first is None:
                         continue
-                    position = self._stamps.index(stamp)
+                    dts = _NO_STAMP if first.dts is None else first.dts
+                    pts = _NO_STAMP if first.pts is None else first.pts
+                    places = np.flatnonzero((self._dts == dts) & (self._pts == pts))
+                    if len(places) != 1 or places[0] > start:
+                        continue
+                    position = int(places[0])
                     packets = itertools.chain([first], packets)
                 for place, packet in enumerate(packets, position):
                     if place >= stop:
@@ -524,6 +570,7 @@ class VideoReader(FrameReader, Video):
 
     def _to_array(self, frame: Any) -> np.ndarray:
         """(H, W, C) uint8 at the size of the first frame, upright."""
+        self._check_frame(frame)
         if self._size is None:
             self._size = (frame.width, frame.height)
         width, height = self._size
@@ -531,11 +578,21 @@ class VideoReader(FrameReader, Video):
         rgb = self._reformatter.reformat(frame, width=width, height=height, format="rgb24", threads=1)
         plane = rgb.planes[0]
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(height, plane.line_size)
-        array = rows[:, : width * 3].reshape(height, width, 3)
-        self.rotation = frame.rotation % 360
+        pixels = rows[:, : width * 3].reshape(height, width, 3)
         if self.rotation:
-            array = np.ascontiguousarray(np.rot90(array, k=round(frame.rotation / 90)))
-        return array
+            pixels = np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90)))
+        return pixels
+
+    def _check_frame(self, frame: Any) -> None:
+        """Note the rotation of a decoded frame, before memory is taken for its RGB."""
+        if fault := bounds.frame_fault(frame.width, frame.height):
+            raise VideoError(self.path, fault)
+        self.rotation = frame.rotation % 360
+        is_turned = round(self.rotation / 90) % 2 == 1
+        if self._is_turned is None:
+            self._is_turned = is_turned
+        elif self._is_turned != is_turned:
+            raise VideoError(self.path, "changes between upright and lying frames on the way")
 
 
 def _join(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:

@@ -149,7 +149,7 @@ class _ScalingReader(VideoReader):
     scaled_size = (0, 0)  # (width, height) before rotation
 
     def _to_array(self, frame: Any) -> Any:
-        self.rotation = frame.rotation % 360
+        self._check_frame(frame)
         width, height = self.scaled_size
         scaled = self._reformatter.reformat(
             frame,

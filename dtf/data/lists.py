@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dtf.data import bounds
 from dtf.data.decode import VideoError
 from dtf.text import printable
 
@@ -166,7 +167,8 @@ def read_list(
     Args:
         root: data folder; every path of the list must stay inside.
         split: the list file, relative to root.
-        class_names: known classes: labels may then be names as well as numbers. None: numbers only.
+        class_names: known classes: labels may then be names as well as numbers. None: numbers only, below the
+            number of videos or `MAX_SPARSE_CLASSES`.
         faults: a line "FILE line N: ..." is added for each line that cannot be used.
 
     Returns:
@@ -178,7 +180,11 @@ def read_list(
     num_frames: list[int] = []
     line_of: dict[str, int] = {}
     # File names need not be UTF-8: surrogates carry their bytes through.
-    text = Path(root, split).read_bytes().decode("utf-8-sig", "surrogateescape")
+    try:
+        text = bounds.read_regular(Path(root, split)).decode("utf-8-sig", "surrogateescape")
+    except OSError as error:
+        faults.append(f"{split}: cannot be read ({error.strerror})")
+        return VideoIndex(root, [], [])
     for number, path, frames, label_text in iter_rows(text, split, faults):
         where = f"{split} line {number}"
         fault, label = parse_label(label_text, label_of, class_names)
@@ -197,6 +203,8 @@ def read_list(
                 num_frames.append(frames)
     if not paths and not faults:
         faults.append(f"{split}: lists no video")
+    if class_names is None:
+        check_numbers(split, line_of.values(), labels, faults)
     return VideoIndex(root, paths, labels, num_frames or None)
 
 
@@ -275,6 +283,26 @@ def parse_label(
         return f"label {label} is out of range 0..{len(class_names) - 1}", -1
     allowed = "a whole number from 0" + (" or a class name" if class_names is not None else "")
     return f"label {_clip(text)!r} is not {allowed}", -1
+
+
+def check_numbers(source: str, lines: Iterable[int], labels: Iterable[int], faults: list[str]) -> None:
+    """Add a fault for each label that is too large for its list, where no names tell the number of classes.
+
+    Every number up to the largest label becomes a class, with a name and an output of the network.
+
+    Args:
+        source: name of the list, for messages.
+        lines, labels: line and label of each video.
+        faults: takes the lines "SOURCE line N: ...".
+    """
+    labels = list(labels)
+    stop = max(bounds.MAX_SPARSE_CLASSES, len(labels))
+    faults.extend(
+        f"{source} line {line}: label {label} is too large for a list of {len(labels)} videos (allowed: "
+        f"below {stop}; more with a list of class names)"
+        for line, label in zip(lines, labels, strict=True)
+        if label >= stop
+    )
 
 
 def _inside(root: str | os.PathLike[str], path: str) -> str | None:

@@ -34,6 +34,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dtf.data import annotations as ann
+from dtf.data import bounds
 from dtf.data.decode import check_pyav
 from dtf.data.jobs import PART, Encoding, Probe, Resize, probe, resize
 from dtf.data.lists import VIDEO_EXTENSIONS, is_video_name, raise_faults, read_list
@@ -435,7 +436,11 @@ def _read_class_list(
         return ann.read_something(files["labels"], {}).class_names
     if args.dataset == "diving48":
         return ann.read_diving48(files["labels"], {}).class_names
-    names = [line.strip() for line in files["labels"].read_text("utf-8-sig").split("\n") if line.strip()]
+    names = [
+        line.strip()
+        for line in bounds.read_regular(files["labels"]).decode("utf-8-sig").split("\n")
+        if line.strip()
+    ]
     twice = [name for name, count in collections.Counter(map(ann.class_key, names)).items() if count > 1]
     if twice or not names:
         problem = f"repeats {', '.join(twice[:5])}" if twice else "is empty"

@@ -12,6 +12,22 @@ from typing import Self
 import numpy as np
 import torch
 
+from dtf.data import bounds
+from dtf.text import printable
+
+
+class VideoError(ValueError):
+    """A video that cannot be used. Its text is one line, "path: reason".
+
+    Args:
+        path: the file (bytes that are not UTF-8 are shown escaped).
+        reason: what is wrong with it; kept as an attribute.
+    """
+
+    def __init__(self, path: str, reason: str = "") -> None:
+        self.reason = reason
+        super().__init__(f"{printable(path)}: {reason}" if reason else printable(path))
+
 
 class FrameReader(ABC):
     """Frames of one video by index.
@@ -64,9 +80,18 @@ class FrameReader(ABC):
 
         Raises:
             ValueError, VideoError: as `iter_frames`.
+            VideoError: the frames together take more than `MAX_CLIP_BYTES`.
         """
         wanted, place = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-        frames = dict(self.iter_frames(wanted))
+        frames: dict[int, np.ndarray] = {}
+        for index, frame in self.iter_frames(wanted):
+            if (num_bytes := len(place) * frame.nbytes) > bounds.MAX_CLIP_BYTES:
+                raise VideoError(
+                    self.path,
+                    f"{len(place)} frames of {frame.shape[1]} x {frame.shape[0]} pixels take {num_bytes} "
+                    f"bytes (at most {bounds.MAX_CLIP_BYTES}); read fewer, or one by one with iter_frames",
+                )
+            frames[index] = frame
         stack = np.stack([frames[i] for i in wanted.tolist()])
         if len(wanted) != len(place) or not np.array_equal(place, np.arange(len(place))):
             stack = stack[place]

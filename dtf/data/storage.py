@@ -14,15 +14,17 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import re
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from dtf.data import bounds
 from dtf.data.decode import MAX_FILLED_FRACTION, VideoError
 from dtf.data.decoders import reader_class
 from dtf.data.reader import FrameReader
@@ -56,7 +58,9 @@ class JpegReader(FrameReader):
 
     fps = 0.0
 
-    def __init__(self, path: str, names: Iterable[str]) -> None:
+    def __init__(self, path: str, names: Sequence[str]) -> None:
+        if len(names) > bounds.MAX_PACKETS:
+            raise VideoError(path, f"holds more than {bounds.MAX_PACKETS} images")
         self.path = path
         self.name = os.path.basename(path)
         self.errors = 0
@@ -84,7 +88,11 @@ class JpegReader(FrameReader):
 
     @abstractmethod
     def _load(self, name: str) -> bytes | None:
-        """The bytes of an image; None when they cannot be read."""
+        """The bytes of an image; None when they cannot be read.
+
+        Raises:
+            VideoError: it is no regular file, or larger than `MAX_IMAGE_BYTES`.
+        """
 
     def close(self) -> None:
         """Free what is open. Calling it again does nothing."""
@@ -120,7 +128,9 @@ class JpegReader(FrameReader):
             self.errors += name is not None
             return None
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:
+            with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:  # this reads only the header
+                if fault := bounds.frame_fault(*opened.size):
+                    raise VideoError(self.path, f"image {printable(str(name))} {fault}")
                 image: Image.Image = opened
                 if image.mode != "RGB":
                     image = image.convert("RGB")
@@ -129,7 +139,14 @@ class JpegReader(FrameReader):
                 elif image.size != self._size:
                     image = image.resize(self._size, Image.Resampling.BILINEAR)
                 return np.array(image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):  # no whole JPEG image
+        except VideoError:
+            raise
+        except Image.DecompressionBombError as error:
+            reason = (
+                f"image {printable(str(name))} is too large to decode (at most {bounds.MAX_PIXELS} pixels)"
+            )
+            raise VideoError(self.path, reason) from error
+        except (OSError, SyntaxError, ValueError):  # no whole JPEG image
             self.errors += 1
             return None
 
@@ -154,8 +171,9 @@ class FrameFolderReader(JpegReader):
 
     def _load(self, name: str) -> bytes | None:
         try:
-            with open(os.path.join(self.path, name), "rb") as file:
-                return file.read()
+            return bounds.read_regular(os.path.join(self.path, name), bounds.MAX_IMAGE_BYTES)
+        except (bounds.NotRegularError, bounds.TooLargeError) as error:
+            raise VideoError(self.path, f"image {printable(name)} {error.strerror}") from error
         except OSError:
             return None
 
@@ -189,9 +207,10 @@ class LmdbReader(JpegReader):
             size = os.path.getsize(os.path.join(folder, _LMDB_FILE))
             if size < needed:
                 raise VideoError(folder, f"{_LMDB_FILE} is cut short ({size} of {needed} bytes)")
-            self._transaction = self._env.begin()
-            keys = list(self._transaction.cursor().iternext(values=False))
-            super().__init__(folder, [key.decode("utf-8", "replace") for key in keys])
+            self._transaction = self._env.begin(buffers=True)
+            cursor = self._transaction.cursor()
+            keys = list(itertools.islice(cursor.iternext(values=False), bounds.MAX_PACKETS + 1))
+            super().__init__(folder, [bytes(key).decode("utf-8", "replace") for key in keys])
         except (lmdb.Error, OSError) as error:
             self.close()
             raise VideoError(folder, f"cannot be read as an LMDB ({error})") from error
@@ -201,9 +220,15 @@ class LmdbReader(JpegReader):
 
     def _load(self, name: str) -> bytes | None:
         try:
-            return self._transaction.get(name.encode())
+            value = self._transaction.get(name.encode())
         except self._error:
             return None
+        if value is not None and len(value) > bounds.MAX_IMAGE_BYTES:
+            raise VideoError(
+                self.path,
+                f"image {printable(name)} has {len(value)} bytes, more than {bounds.MAX_IMAGE_BYTES}",
+            )
+        return None if value is None else bytes(value)
 
     def close(self) -> None:
         """Free the database. Calling it again does nothing."""
@@ -248,7 +273,7 @@ def _check_lmdb_file(folder: str) -> None:
     """Refuse files that are no whole LMDB before they are mapped."""
     file = os.path.join(folder, _LMDB_FILE)
     try:
-        size = os.path.getsize(file)
+        size = bounds.check_regular(file)
     except OSError as error:
         raise VideoError(folder, f"{_LMDB_FILE} cannot be read ({error.strerror})") from error
     if size < 2 * min(_LMDB_PAGE_SIZES):

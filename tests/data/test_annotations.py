@@ -290,6 +290,9 @@ def test_path_lists_name_videos_by_the_last_part_of_the_path(tmp_path):
     assert annotated.class_names == ["0", "1"]
     with pytest.raises(ValueError, match=r"train\.txt line 1: label 1 is out of range 0\.\.0"):
         read_path_lists({"train": listed}, ["only"])
+    listed = write(tmp_path / "train.txt", "a 1\nb 99999999\n")
+    with pytest.raises(ValueError, match=r"train\.txt line 2: label 99999999 is too large for a list of 2"):
+        read_path_lists({"train": listed})
 
 
 def test_memory_of_many_records_is_small(tmp_path):

@@ -18,7 +18,7 @@ import torch
 from av.stream import Disposition
 from video_files import numbers_of, painted, write_audio_only, write_silence, write_video
 
-from dtf.data import decode
+from dtf.data import bounds
 from dtf.data.dataset import EvalDataset, TrainDataset
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.lists import VideoIndex
@@ -328,7 +328,7 @@ def test_memory_follows_the_clip_not_the_file(tmp_path):
 def test_frames_too_large(tmp_path, monkeypatch):
     """Refused by the header, before memory is taken for them."""
     path = write_video(tmp_path / "v.mp4", 2)
-    monkeypatch.setattr(decode, "MAX_PIXELS", 64 * 48 - 1)
+    monkeypatch.setattr(bounds, "MAX_PIXELS", 64 * 48 - 1)
     with pytest.raises(VideoError, match="has frames of 64 x 48 pixels, too large to decode"):
         VideoReader(path)
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 
+from dtf.data import bounds
 from dtf.data.lists import VideoIndex, index_folder, raise_faults, read_list
 
 
@@ -80,6 +81,22 @@ def test_absolute_paths_inside_root(tmp_path):
     (tmp_path / "list.txt").write_text(f"{tmp_path}/sub/a.mp4 3\n")
     faults: list[str] = []
     assert rows(read_list(tmp_path, "list.txt", None, faults)) == [("sub/a.mp4", 3)]
+    assert not faults
+
+
+def test_labels_are_bounded_by_the_list(tmp_path, monkeypatch):
+    """Every number below the largest label would become a class: 99999999 took 8 GB."""
+    (tmp_path / "list.txt").write_text("a.mp4 0\n\nx.mp4 99999999\nb.mp4 9999\n")
+    faults: list[str] = []
+    read_list(tmp_path, "list.txt", None, faults)
+    assert faults == [
+        "list.txt line 3: label 99999999 is too large for a list of 3 videos (allowed: below 10000; more "
+        "with a list of class names)"
+    ]
+    monkeypatch.setattr(bounds, "MAX_SPARSE_CLASSES", 2)
+    (tmp_path / "list.txt").write_text("a.mp4 0\nb.mp4 1\nc.mp4 2\n")  # as many classes as videos
+    faults = []
+    assert read_list(tmp_path, "list.txt", None, faults).labels.max() == 2
     assert not faults
 
 

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from video_files import numbers_of, painted, write_video
 
+from dtf.data import bounds
 from dtf.data.dataset import EvalDataset, TrainDataset
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.lists import VideoIndex, read_list
@@ -197,3 +198,17 @@ def test_counts_of_the_list_limit_stored_frames_but_not_video_files(tmp_path):
     assert [index.usable_frames(i, n) for i, n in ((0, 20), (2, 20))] == [10, 20]
     assert [dataset[i]["error"] for i in (0, 2)] == ["", ""]
     assert dataset[1]["error"].endswith("fewer: is listed with 10 frames but holds 9")
+
+
+def test_frames_that_ask_for_much(tmp_path, monkeypatch, write_frames):
+    """Too many bytes or too many images: refused before they are read."""
+    path = write_frames(tmp_path / "v", {number: jpeg(number) for number in range(1, 5)})
+    monkeypatch.setattr(bounds, "MAX_IMAGE_BYTES", 100)
+    with (
+        open_video(path) as reader,
+        pytest.raises(VideoError, match=r"image .*1\.jpg has [0-9]+ bytes, more"),
+    ):
+        reader.read([0])
+    monkeypatch.setattr(bounds, "MAX_PACKETS", 3)
+    with pytest.raises(VideoError, match="holds more than 3 images"):
+        open_video(path)
