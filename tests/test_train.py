@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -325,6 +326,8 @@ def test_help_is_quick(script: str) -> None:
     seconds = time.perf_counter() - start
     assert done.code == 0
     assert "data: diving48" in done.out
+    # Its meaning is the comment in conf/data/folder.yaml.
+    assert re.search(r"^  clip_length: 8 +# frames$", done.out, flags=re.M)
     assert f"python {script}" in done.out
     # The target is 3 s. What would break it is importing torch; seconds alone say little on a busy machine.
     probe = "import sys, runpy; sys.argv = ['SCRIPT', '--help']\n"

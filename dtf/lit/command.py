@@ -49,6 +49,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from dtf.lit.help import help_text
 from dtf.lit.lock import lock
 from dtf.text import escape_logs, printable
 
@@ -141,8 +142,12 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                 # Hydra then passes exceptions on instead of printing them itself.
                 os.environ[FULL_ERROR] = "1"
                 try:
-                    # Help needs no preparation, which may have to read files and import much.
-                    if not {"--help", "-h", "--hydra-help", "--version"} & set(sys.argv):
+                    if {"--help", "-h"} & set(sys.argv):
+                        given = [a for a in sys.argv[1:] if "=" in a and not a.startswith(("-", "resume="))]
+                        _name_networks(conf, given)
+                        print(help_text(conf, config_name, given))
+                        return
+                    if not {"--hydra-help", "--version"} & set(sys.argv):
                         arguments = _share_folder(sys.argv[1:])
                         arguments = prepare(arguments) if prepare else arguments
                         sys.argv[1:] = _say_what_is_swept(arguments)
