@@ -7,9 +7,11 @@ page escapes by its template, see `dtf.report`; pictures have `dtf.figures.drawa
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
+import sys
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width forms
 _HARMLESS = re.compile(r"[-+](\d*\.?\d+(e[-+]?\d+)?|[\w-]+)", re.ASCII | re.IGNORECASE)
@@ -67,3 +69,9 @@ def escape_logs() -> None:
     for handler in (*logging.getLogger().handlers, logging.lastResort):
         if handler is not None:
             handler.addFilter(_ESCAPE)
+
+
+def degrade_output() -> None:
+    """From now on, printing shows a "?" for what the terminal's encoding lacks, and never fails for it."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")

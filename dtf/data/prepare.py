@@ -39,7 +39,7 @@ from dtf.data.decode import check_pyav
 from dtf.data.jobs import PART, Encoding, Probe, Resize, probe, resize
 from dtf.data.lists import VIDEO_EXTENSIONS, is_video_name, raise_faults, read_list
 from dtf.data.pool import Lost, Stop, run_isolated
-from dtf.text import cell, markup, printable, printable_lines
+from dtf.text import cell, degrade_output, markup, printable, printable_lines
 
 try:
     import fcntl
@@ -131,6 +131,7 @@ DATA_SETS = {
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 error, 2 wrong arguments, 130 interrupted."""
     args = _parser().parse_args(arguments)
+    degrade_output()
     try:
         prepare(args)
     except KeyboardInterrupt:

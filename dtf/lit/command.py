@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import io
 import json
 import logging
 import os
@@ -51,7 +50,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dtf.lit.help import help_text
 from dtf.lit.lock import lock
-from dtf.text import escape_logs, printable
+from dtf.text import degrade_output, escape_logs, printable
 
 # Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
 # each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
@@ -227,8 +226,7 @@ def one_line_errors(conf: Path | None = None) -> Iterator[None]:
         conf: the folder of the configuration, to look up the nearest names in.
     """
     show_trace = os.environ.get(FULL_ERROR) is not None
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors != "replace":
-        sys.stdout.reconfigure(errors="replace")
+    degrade_output()
     try:
         yield
     except Exception as error:
