@@ -580,10 +580,8 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
         return lambda path: reason
 
     def read(path: str) -> bytes | str:
-        # The path as it is written: links below the data folder are its owner's decision.
-        below = isinstance(root, str) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
-        if not below:
-            return "no frames: it does not lie below data.root"
+        if not _lies_below(path, root):
+            return f"no frames: the video does not lie below data.root={root}, as seen from here"
         index = VideoIndex(os.sep, [os.path.abspath(path)], [0])
         sample = EvalDataset(
             index, data.frame_samplers["test"], data.val_transform, 1, data.max_read_seconds, data.decoder
@@ -599,8 +597,13 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
 
 
 def _below(path: str, root: Any) -> str:
-    """A path as seen from the data folder."""
-    return path.removeprefix(f"{root}{os.sep}") if root else path
+    """A path as seen from the data folder; as it is where it lies elsewhere."""
+    return os.path.relpath(path, root) if _lies_below(path, root) else path
+
+
+def _lies_below(path: str, root: Any) -> bool:
+    # As the paths are written: links below the data folder are its owner's decision.
+    return isinstance(root, str) and Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root))
 
 
 def _filters(run: Run) -> list[Block]:

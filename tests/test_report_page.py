@@ -92,7 +92,7 @@ def test_train_leaves_a_page_and_it_is_made_again(tiny_run: Path, capsys) -> Non
         "bright_then_dark",
         "python train.py ",
         "clip_length: 4",
-        "norms, biases, alpha",
+        "norms, biases, scales",
         "1 x CPU",
     ):
         assert expected in first.text, expected
@@ -171,7 +171,7 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path) -> None:
     # A video that is broken by now, and one that is gone, have a line in place of their frames.
     assert "broken.mp4" in page.text
     assert page.text.count("no frames: ") == 2
-    assert "does not lie below data.root" in page.text
+    assert "does not lie below data.root=" in page.text
     assert [p[:2] for p in page.pictures].count(b"\xff\xd8") == 1
 
 
@@ -395,6 +395,7 @@ def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> Non
     evaluated(run, ["a", "b"], [str(tmp_path / "a.mp4")], [0], [[1, 0]])
     for root, arguments, reason in (
         (tmp_path, [], None),
+        (os.path.relpath(tmp_path), [], None),
         (tmp_path / "data", [], "does not lie below data.root"),
         (tmp_path, ["frames=false"], "frames=false"),
     ):
@@ -403,4 +404,5 @@ def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> Non
         page = Page(run / "report.html")
         assert any(picture.startswith(b"\xff\xd8") for picture in page.pictures) == (reason is None)
         assert reason is None or reason in page.text
+        assert (str(tmp_path / "a.mp4") in page.text) == (root == tmp_path / "data")
     capsys.readouterr()
