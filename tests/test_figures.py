@@ -9,10 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from matplotlib.font_manager import findfont
 from PIL import Image
 
 from dtf import draw, explain, figures, sweep
+from dtf.layers.temporal import Maps
 from dtf.lit import pictures
 from dtf.lit.report import draw_confusion
 from dtf.sliding import Window
@@ -83,9 +85,8 @@ def test_every_picture_uses_them(tmp_path: Path) -> None:
     windows = [Window(k, k + 2, k, k + 2) for k in range(3)]
     draw.draw_timeline(tmp_path / "b.png", NAME, windows, np.eye(3), names, frames)
     clip = explain.Clip(frames, np.arange(4), np.arange(4.0))
-    import torch
-
-    explain.draw_filters(tmp_path / "c.png", NAME, clip, {NAME: torch.ones(1, 3, 2, 2)})
+    maps = Maps("frequency", "energy", torch.ones(1, 3, 2, 2), ("0", "1", "2"))
+    explain.draw_layers(tmp_path / "c.png", NAME, clip, {NAME: maps})
     explain.draw_grad_cam(tmp_path / "d.png", NAME, clip, torch.ones(4, 2, 2), NAME)
     settings = {"optim.lr": "0.1", "model": NAME}
     runs = [sweep.Run(tmp_path, "finished", "", {"top1": 0.5}, {}, settings=settings)]
