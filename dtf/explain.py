@@ -27,10 +27,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.figures import drawable, new_figure, save
 from dtf.lit.command import nearest
 from dtf.lit.options import FileNames, parse_options, run_command
 from dtf.text import markup, printable
+from dtf.view.figures import drawable, new_figure, save
 
 if TYPE_CHECKING:
     import numpy as np

@@ -93,8 +93,8 @@ def export(
         )
     import torch
 
+    from dtf.apply.graphs import ServedNetwork, describe, load_network, open_classifier, served_settings
     from dtf.models import save_weights
-    from dtf.serving import ServedNetwork, describe, load_network, open_classifier, served_settings
 
     path = Path(checkpoint)
     if path.suffix in (".pt2", ".onnx"):
@@ -196,7 +196,7 @@ def write_program(path: Path, program: ExportedProgram, description: dict[str, s
     """Save a graph with its description as a .pt2 archive (torch.export.save)."""
     import torch
 
-    from dtf.serving import METADATA_FILE
+    from dtf.apply.graphs import METADATA_FILE
 
     with warnings.catch_warnings():
         # Said of every weight in channels_last memory; that it is loaded rightly is checked by the caller.

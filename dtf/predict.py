@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import torch
     from rich.progress import Progress
 
+    from dtf.apply.sliding import Window
     from dtf.data.datamodule import VideoDataModule
-    from dtf.sliding import Window
 
 OPTIONS = {
     "checkpoint": "",
@@ -110,7 +110,7 @@ class Predictor:
         device: str = "auto",
         trust: bool = False,
     ) -> None:
-        from dtf.serving import open_classifier
+        from dtf.apply.graphs import open_classifier
 
         self._classifier = open_classifier(Path(checkpoint), device, trust)
         self.network = self._classifier.network
@@ -174,16 +174,16 @@ class Predictor:
 
         Args:
             video: path of a file.
-            window_seconds, stride_seconds: see `dtf.sliding.slide`.
+            window_seconds, stride_seconds: see `dtf.apply.sliding.slide`.
             top: how many classes; those of the mean over windows.
             on_window: called with (windows done, windows).
         """
         import numpy as np
         import torch
 
+        from dtf.apply.sliding import clip_seconds, read_windows, slide
         from dtf.data.decode import VideoError, VideoReader
-        from dtf.draw import FRAMES_DRAWN
-        from dtf.sliding import clip_seconds, read_windows, slide
+        from dtf.view.annotate import FRAMES_DRAWN
 
         data = self._window_data
         sampler, transform = data.frame_samplers["test"], data.test_transform
@@ -435,7 +435,7 @@ def _write_files(
     Raises:
         VideoError: the annotated video cannot be written.
     """
-    from dtf.draw import draw_prediction, draw_timeline, write_annotated
+    from dtf.view.annotate import draw_prediction, draw_timeline, write_annotated
 
     stem = names.stem(prediction.video)
     overall = list(zip(prediction.classes, prediction.scores, strict=True))
@@ -506,7 +506,7 @@ def _nearest(sorted_values: list[float], value: float) -> int:
 def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from dtf.draw import clock
+    from dtf.view.annotate import clock
 
     console.print(f"[bold]{markup(record['video'])}[/bold]", soft_wrap=True)
     table = Table(show_header=False)

@@ -418,8 +418,8 @@ def _say_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> s
 def _draw_curves(title: str, curves: Sequence[tuple[Curve, str]], unit: str) -> bytes:
     from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-    from dtf.figures import drawable, new_figure
-    from dtf.lit.pictures import to_svg
+    from dtf.view.figures import drawable, new_figure
+    from dtf.view.pictures import to_svg
 
     figure = new_figure(4.2, 2.7)
     axes = figure.add_axes((0.15, 0.17, 0.82, 0.7))
@@ -455,7 +455,7 @@ def thin(x: np.ndarray, y: np.ndarray, points: int = POINTS_SHOWN) -> tuple[np.n
 
 
 def _confusions(run: Run) -> list[Block]:
-    from dtf.lit import pictures
+    from dtf.view import pictures
 
     if "per_class" not in run.results:
         return []
@@ -563,8 +563,8 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     from dtf.data.datamodule import VideoDataModule
     from dtf.data.dataset import EvalDataset
     from dtf.data.lists import VideoIndex
-    from dtf.lit.pictures import strip
     from dtf.lit.stored import CLIP_KEYS
+    from dtf.view.pictures import strip
 
     settings = config.get("data") or {}
     root = _at(config, "data", "root")
@@ -607,7 +607,7 @@ def _lies_below(path: str, root: Any) -> bool:
 
 
 def _filters(run: Run) -> list[Block]:
-    from dtf.lit.pictures import filters_figure, to_png
+    from dtf.view.pictures import filters_figure, to_png
 
     if not run.filters:
         return []

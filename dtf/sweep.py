@@ -23,10 +23,10 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dtf.figures import drawable, new_figure, save
 from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
 from dtf.lit.files import replacing
 from dtf.text import cell, markup
+from dtf.view.figures import drawable, new_figure, save
 
 OBJECTIVE = "val/top1_best"
 ROWS_SHOWN = 40
@@ -264,7 +264,7 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
         objective, sign: from the sweep.
         title: above the picture.
     """
-    from dtf.figures import drawable
+    from dtf.view.figures import drawable
 
     keys = list(runs[0].settings)
     many = [

@@ -17,13 +17,13 @@ from engine import REPOSITORY, assert_one_line_error, clean_environment, documen
 from torch import nn
 
 import dtf.export
+from dtf.apply.graphs import ServedNetwork, load_network, open_classifier
+from dtf.apply.onnx_file import MESSAGES, check_onnx
 from dtf.export import NAMES, TOLERANCE, export, main
 from dtf.lit.checkpoint import describe
 from dtf.models import DTFBlock, create_model, load_weights, save_weights
-from dtf.onnx_file import MESSAGES, check_onnx
 from dtf.predict import Predictor
 from dtf.predict import main as predict
-from dtf.serving import ServedNetwork, load_network, open_classifier
 
 SETTINGS = {
     "frame_stride": 2,
@@ -371,7 +371,7 @@ def message(number: int, content: bytes) -> bytes:
     ],
 )
 def test_files_that_are_no_graphs(content, message: str, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("dtf.onnx_file._MOST_FIELDS", 1000)
+    monkeypatch.setattr("dtf.apply.onnx_file._MOST_FIELDS", 1000)
     path = tmp_path / "x.onnx"
     path.write_bytes(content if isinstance(content, bytes) else content())
     with pytest.raises(ValueError, match=message) as error:

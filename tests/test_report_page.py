@@ -18,10 +18,10 @@ from PIL import Image
 
 from dtf import report
 from dtf.data.motion import write_h264
-from dtf.figures import new_figure
-from dtf.lit import pictures
 from dtf.lit.report import results, write_json, write_scores
 from dtf.lit.scores import Evaluation
+from dtf.view import pictures
+from dtf.view.figures import new_figure
 
 VOID = {"meta", "img", "br"}
 

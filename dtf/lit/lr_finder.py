@@ -148,7 +148,7 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
 
 def draw(path: Path, rates: list[float], losses: list[float], smooth: list[float], best: int | None) -> None:
     """Losses over learning rates, the suggested one marked."""
-    from dtf.figures import new_figure, save
+    from dtf.view.figures import new_figure, save
 
     figure = new_figure(7, 4, "constrained")
     axes = figure.subplots()

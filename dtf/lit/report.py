@@ -140,8 +140,8 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
     Few classes get their numbers written in; many get a large picture whose colours bring out rare
     confusions.
     """
-    from dtf.figures import save
-    from dtf.lit.pictures import confusion_figure
+    from dtf.view.figures import save
+    from dtf.view.pictures import confusion_figure
 
     figure = confusion_figure(confusion, class_names, title)
     with replacing(path, "wb") as file:

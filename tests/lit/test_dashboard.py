@@ -22,9 +22,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.nn.utils import get_total_norm
 from wandb_file import read_records
 
-from dtf.lit import dashboard, loggers, pictures
+from dtf.lit import dashboard, loggers
 from dtf.lit.about import git_state
 from dtf.lit.dashboard import Dashboard, _markdown
+from dtf.view import pictures
 
 SMALL = [*TINY_MODEL, "trainer=cpu", "trainer.log_every_n_steps=2", "trainer.limit_train_batches=4"]
 

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
-from dtf.figures import drawable, new_figure, pieces, save
-from dtf.sliding import Window
+from dtf.view.figures import drawable, new_figure, pieces, save
 
 FRAMES_DRAWN = 8
 MIN_VIDEO_PX = 256

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from dtf.apply.sliding import clip_seconds, read_windows, slide
 from dtf.data.dataset import read_views
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.sampling import FrameSampler
 from dtf.data.transforms import TestTransform
-from dtf.sliding import clip_seconds, read_windows, slide
 
 FPS = 10
 NUM_FRAMES = 95

@@ -13,11 +13,12 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image
 
-from dtf import draw, explain, figures, sweep
+from dtf import explain, sweep
+from dtf.apply.sliding import Window
 from dtf.layers.temporal import Maps
-from dtf.lit import pictures
 from dtf.lit.report import draw_confusion
-from dtf.sliding import Window
+from dtf.view import annotate as draw
+from dtf.view import figures, pictures
 
 # Signs that DejaVu Sans lacks: the first is in a font that matplotlib ships beside it, the second in none.
 RARE, NOWHERE = "\U0001d6a4\u20e8", "日"

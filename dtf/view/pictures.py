@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtf.figures import columns, drawable, new_figure, save
+from dtf.view.figures import columns, drawable, new_figure, save
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,0 +1,1 @@
+"""What applies a trained network: exported graphs, sliding windows. Imports neither Lightning nor Hydra."""
