@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 
 def _prepare(arguments: list[str]) -> list[str]:
+    from dtf.apply.graphs import read_data
     from dtf.lit.stored import choose_data
 
     for argument in arguments:
         if argument.startswith("output="):
             _refuse_training(Path(argument.removeprefix("output=").strip("'\"")))
-    return choose_data(arguments)
+    return choose_data(arguments, read_data)
 
 
 def _refuse_training(folder: Path) -> None:
@@ -43,9 +44,9 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import OmegaConf
 
+    from dtf.apply.graphs import GRAPHS, fixed_settings, load_any
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
-    from dtf.lit.checkpoint import load_checkpoint
     from dtf.lit.classifier import VideoClassifier
     from dtf.lit.files import replacing
     from dtf.lit.kept_scores import FOLDER, KeepScores, KeptScores, describe_evaluation
@@ -57,34 +58,35 @@ def main(cfg: DictConfig) -> dict[str, float]:
     folder, log = run_folder(), logging.getLogger("dtf.eval")
     _refuse_training(folder)
     build.check_top_level(cfg, build.EVAL_SETTINGS)
-    checkpoint = load_checkpoint(cfg.checkpoint)
-    changed = apply_stored(cfg.data, checkpoint.data, HydraConfig.get().overrides.task)
+    path, graph = Path(cfg.checkpoint), Path(cfg.checkpoint).suffix in GRAPHS
+    precision = str(cfg.trainer.get("precision"))
+    if graph and precision != "32-true":
+        raise ValueError(f"trainer.precision={precision}: an exported graph has its own, leave that out")
+    trainer = build.build_trainer(cfg.trainer, folder, build.build_callbacks(cfg.callbacks), [])
+    network, class_names, stored = load_any(path, str(trainer.strategy.root_device), cfg.trust)
+    changed = apply_stored(cfg.data, stored, HydraConfig.get().overrides.task)
     if cfg.views is not None:
         cfg.data.test_views = cfg.views
     if changed:
         log.info("from the checkpoint: %s", ", ".join(changed))
 
-    network = checkpoint.build_network()
     data = build.build_data(cfg.data)
-    build.check_fits(checkpoint, data)
+    data.normalizes = not graph
+    build.check_fits(path, class_names, fixed_settings(network), data)
     data.load_splits(["test"])
     model = VideoClassifier(
         network,
         data.num_classes,
         # The recipe plays no part here; the module only evaluates.
-        checkpoint.config["optim"],
+        {"name": "sgd", "lr": 0.1},
         # Too many broken videos are told at the end, when everything is written.
         max_bad_fraction=1.0,
         clips_per_pass=data.batch_size,
     )
-    identity = describe_evaluation(checkpoint.path, network.name, data, str(cfg.trainer.get("precision")))
-    kept = KeptScores(folder / FOLDER, identity)
-    callbacks = build.build_callbacks(cfg.callbacks)
-    limit = cfg.trainer.get("limit_test_batches", 1.0)
+    kept = KeptScores(folder / FOLDER, describe_evaluation(path, network.name, data, precision))
     # Another part of what is limited would be another evaluation, which takes no time anyway.
-    if isinstance(limit, float) and limit == 1.0:
-        callbacks.append(KeepScores(kept))
-    trainer = build.build_trainer(cfg.trainer, folder, callbacks, [])
+    if isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1.0:
+        getattr(trainer, "callbacks").append(KeepScores(kept))  # noqa: B009 - Lightning does not declare it
     if is_first_process():
         kept.begin()
         with replacing(folder / "config.yaml") as file:
@@ -97,7 +99,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     if trainer.is_global_zero:
         refusal = found.refusal("test", data.max_bad_fraction)
         about = {
-            "checkpoint": str(checkpoint.path),
+            "checkpoint": str(path),
             "network": network.name,
             "views": cfg.data.test_views,
             "refused": refusal or None,
@@ -107,7 +109,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
             f"{network.name} on {data.name}, {data.describe_split('test')}, {cfg.data.test_views} views",
             figures,
             [
-                ("checkpoint", shown(checkpoint.path)),
+                ("checkpoint", shown(path)),
                 ("pictures, scores", shown(folder)),
                 ("in a browser", shown(folder / "report.html")),
             ],

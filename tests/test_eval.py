@@ -13,6 +13,8 @@ import pytest
 import torch
 from engine import run_subprocess
 
+from dtf.apply.graphs import read_data
+from dtf.export import export
 from dtf.lit.scores import VideoScores
 from dtf.lit.stored import apply_stored, choose_data
 
@@ -111,7 +113,7 @@ def test_one_central_view_repeats_the_test_of_training(
         (["checkpoint={good}", "views=3x2"], "views must be CLIPSxCROPS"),
         (["checkpoint={good}", "data=folder"], "data.root has no value yet"),
         (["checkpoint={good}", "data=flder"], "there is no data=flder; did you mean folder?"),
-        (["checkpoint={other}"], "weights do not fit the network c2d_tiny"),
+        (["checkpoint={other}"], "cannot rebuild 'c2d_tiny' from it"),
         (
             ["checkpoint={good}", "data=folder", "data.root={classes}"],
             "it knows 10 classes, data=folder has 2",
@@ -259,6 +261,69 @@ def test_a_training_is_not_evaluated_into_its_own_folder(
     assert "is the folder of a training" in done.err
 
 
+@pytest.fixture(scope="module")
+def exported(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `tiny_checkpoint` in all formats."""
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    folder = tmp_path_factory.mktemp("exported")
+    export(tiny_checkpoint, folder)
+    return folder
+
+
+@pytest.fixture
+def exported_data(tiny_run: Path) -> list[str]:
+    """The data of `tiny_run`: an exported file says nothing of where it was trained."""
+    root = json.loads((tiny_run / "results.json").read_text())["config"]["data"]["root"]
+    return [f"data.root={root}", "data.clips_per_class={train:2,val:1,test:2}", "data.num_workers=0"]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["model.safetensors"], ["model.onnx"], ["model.pt2", "trust=true"]], ids=lambda a: a[0]
+)
+def test_what_is_deployed_is_evaluated(
+    command, exported: Path, tiny_run: Path, exported_data: list[str], tmp_path: Path, arguments: list[str]
+) -> None:
+    """Weights and graphs have the scores of the test of training, without its checkpoint."""
+    given = [f"checkpoint={exported}/{arguments[0]}", *arguments[1:], *exported_data, "trainer=cpu"]
+    done = command("eval.py", *given, f"output={tmp_path}/e")
+    assert done.code == 0, done.err
+    before, after = read_scores(tiny_run), read_scores(tmp_path / "e")
+    assert before.keys() == after.keys()
+    for video, row in before.items():
+        for column, value in row.items():
+            if column.startswith("score:"):
+                assert float(after[video][column]) == pytest.approx(float(value), abs=1e-5)
+    found = json.loads((tmp_path / "e" / "results.json").read_text())
+    assert found["network"] == "dtf_tiny"
+    assert found["top1"] == json.loads((tiny_run / "results.json").read_text())["top1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["model.pt2"], "can run code that it contains: add trust=true"),
+        (["none.onnx"], "there is no file"),
+        (["text.onnx"], "is not opened as an ONNX graph"),
+        (["text.pt2"], "does not say what it was trained on"),
+        (["model.onnx", "data.crop_px=16"], "takes data.crop_px=32 only, data.crop_px=16: leave"),
+        (["model.onnx", "data.mean=[0,0,0]"], "data.mean=(0.0, 0.0, 0.0): leave that setting out"),
+        (["model.onnx", "trainer.precision=bf16-mixed"], "an exported graph has its own"),
+    ],
+)
+def test_exported_files_that_cannot_be_evaluated(
+    command, exported: Path, exported_data: list[str], tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    for suffix in ("onnx", "pt2"):
+        (exported / f"text.{suffix}").write_text("text")
+    given = [f"checkpoint={exported}/{arguments[0]}", *exported_data, "trainer=cpu", *arguments[1:]]
+    done = command("eval.py", *given, f"output={tmp_path}/e")
+    assert done.code == 1
+    assert done.err.startswith("error: ")
+    assert done.err.count("\n") == 1
+    assert expected in done.err
+
+
 # ---- settings from a checkpoint are not trusted ----------------------------------------------------------
 
 
@@ -328,5 +393,5 @@ def test_hostile_settings(tmp_path: Path) -> None:
 
 def test_the_data_set_comes_from_the_checkpoint(tiny_checkpoint: Path) -> None:
     arguments = [f"checkpoint={tiny_checkpoint}"]
-    assert choose_data(arguments) == [*arguments, "data=motion"]
-    assert choose_data([*arguments, "data=folder"]) == [*arguments, "data=folder"]
+    assert choose_data(arguments, read_data) == [*arguments, "data=motion"]
+    assert choose_data([*arguments, "data=folder"], read_data) == [*arguments, "data=folder"]

@@ -14,6 +14,7 @@ import json
 import re
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
 
 FORMAT = "dtf-export-1"
+GRAPHS = (".onnx", ".pt2")
+_LARGEST_DESCRIPTION = 1 << 24
 METADATA_FILE = "dtf.json"
 """The description in a `.pt2` archive; an ONNX graph has its entries as `metadata_props`."""
 
@@ -66,6 +69,7 @@ class Classifier:
         class_names: C names.
         data: data settings of training (clip length, sampling, sizes, normalisation).
         device: where it runs.
+        name: of the network.
         network: the network itself; None for an exported graph.
     """
 
@@ -73,7 +77,83 @@ class Classifier:
     class_names: list[str]
     data: dict[str, Any]
     device: torch.device
+    name: str
     network: VideoNetwork | None = None
+
+
+class ServedGraph(nn.Module):
+    """An exported graph in the place of a network. It normalises by itself: its clips are uint8.
+
+    Args:
+        classifier: of a .onnx or .pt2 file.
+
+    Attributes:
+        name: of the network that was exported.
+        data: data settings of training.
+    """
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.name = classifier.name
+        self.data = classifier.data
+        self._logits = classifier.logits
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        """(B, 3, T, S, S) uint8 RGB -> (B, C) float32 logits, on the same device."""
+        return self._logits(video.permute(0, 2, 3, 4, 1).contiguous().cpu()).to(video.device)
+
+
+def load_any(
+    path: Path, device: str, trust: bool
+) -> tuple[VideoNetwork | ServedGraph, list[str], dict[str, Any]]:
+    """A network on the CPU, or a graph on a device; class names and data settings: from any kind of file.
+
+    Args:
+        path, device, trust: as in `open_classifier`.
+
+    Raises:
+        ValueError: as `open_classifier`.
+    """
+    if path.suffix not in GRAPHS:
+        return load_network(path)
+    classifier = open_classifier(path, device, trust)
+    return ServedGraph(classifier), classifier.class_names, classifier.data
+
+
+def fixed_settings(network: VideoNetwork | ServedGraph) -> dict[str, Any]:
+    """The data settings that a network is made for; it takes no others."""
+    if isinstance(network, ServedGraph):
+        return {key: network.data[key] for key in ("clip_length", "crop_px", "mean", "std")}
+    return {"clip_length": network.arguments["clip_length"]}
+
+
+def read_data(path: Path) -> Mapping[str, Any]:
+    """The data settings that a file says, not checked. Nothing in it is run, whatever its kind.
+
+    Raises:
+        ValueError: the file is missing, damaged or not ours.
+    """
+    if path.suffix == ".safetensors":
+        return load_network(path)[2]
+    if path.suffix not in GRAPHS:
+        return load_checkpoint(path, weights=False).data
+    _check_file(path)
+    texts = onnx_session(path).get_modelmeta().custom_metadata_map if path.suffix == ".onnx" else {}
+    data = None
+    with suppress(KeyError, TypeError, ValueError, zipfile.BadZipFile):
+        data = read_json((texts or _read_archive(path))["data"])
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} does not say what it was trained on: not written by python -m dtf.export")
+    return data
+
+
+def _read_archive(path: Path) -> Any:
+    """The description in a .pt2 file, which is not loaded."""
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.filename.endswith(f"/extra/{METADATA_FILE}") and entry.file_size < _LARGEST_DESCRIPTION:
+                return read_json(archive.read(entry))
+    return {}
 
 
 def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Classifier:
@@ -94,7 +174,7 @@ def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Cl
     network, class_names, data = load_network(path)
     place = choose_device(device)
     served = ServedNetwork(network, data["mean"], data["std"]).to(place).eval()
-    return Classifier(_on(served, place), class_names, data, place, network)
+    return Classifier(_on(served, place), class_names, data, place, network.name, network)
 
 
 def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
@@ -215,7 +295,7 @@ def _open_program(path: Path, place: torch.device, trust: bool) -> Classifier:
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, str(place))
-    return Classifier(_on(program.module(), place), names, data, place)
+    return Classifier(_on(program.module(), place), names, data, place, str(description.get("model")))
 
 
 def _open_onnx(path: Path, device: str) -> Classifier:
@@ -235,7 +315,8 @@ def _open_onnx(path: Path, device: str) -> Classifier:
         return torch.from_numpy(session.run(None, {"video": video.numpy()})[0])
 
     on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
-    return Classifier(logits, names, data, torch.device("cuda" if on_gpu else "cpu"))
+    place = torch.device("cuda" if on_gpu else "cpu")
+    return Classifier(logits, names, data, place, str(metadata.get("model")))
 
 
 def onnx_session(path: Path, device: str = "cpu") -> Any:

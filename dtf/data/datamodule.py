@@ -74,9 +74,14 @@ class VideoDataModule(LightningDataModule):
         decoder: what decodes video files: "pyav", or "decord" or "torchcodec" where installed; read
             `dtf.data.decoders` before choosing one of those.
 
+    Attributes:
+        normalizes: whether clips are normalised on the device; False for a graph that does it itself.
+
     Raises:
         ValueError: a setting is unknown or out of range.
     """
+
+    normalizes = True
 
     def __init__(
         self,
@@ -404,7 +409,7 @@ class VideoDataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise uint8 clips on the device; a batch that is normalised already stays as it is."""
-        if batch["video"].dtype == torch.uint8:
+        if self.normalizes and batch["video"].dtype == torch.uint8:
             batch["video"] = normalize(batch["video"], self.mean, self.std)
         return batch
 

@@ -13,23 +13,23 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from torch import nn
 
 from dtf.lit.command import program
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
-from dtf.models import VideoNetwork
 
 PACKAGES = ("torch", "pytorch-lightning", "timm", "torchvision", "av", "numpy")
 
 
 def describe_run(
-    name: str, trainer: pl.Trainer, network: VideoNetwork, optim: Mapping[str, Any] | None = None
+    name: str, trainer: pl.Trainer, network: nn.Module, optim: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The circumstances of the present run as plain data.
 
     Args:
         name: "train" or "eval".
         trainer: tells devices and precision.
-        network: what is run.
+        network: what is run, with a `name`.
         optim: its optimiser recipe; None: it is not trained.
     """
     groups = [] if optim is None else parameter_groups(network, OptimConfig.from_mapping(optim))
@@ -42,7 +42,8 @@ def describe_run(
         "device": f"{trainer.world_size} x {_device_name(trainer)}",
         "precision": str(trainer.precision),
         "network": network.name,
-        "parameters": sum(p.numel() for p in network.parameters()),
+        # A graph's are constants that it does not tell.
+        "parameters": sum(p.numel() for p in network.parameters()) or None,
         "parameter_groups": [
             {
                 "name": GROUP_TITLES.get(group["name"], group["name"]),

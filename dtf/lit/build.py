@@ -31,7 +31,7 @@ from torch import nn
 
 from dtf.data.datamodule import VideoDataModule
 from dtf.lit.averaging import AverageWeights
-from dtf.lit.checkpoint import AtomicCheckpointIO, Checkpoint
+from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.command import RunError, nearest, plain
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
@@ -59,7 +59,7 @@ TRAIN_SETTINGS = (
         "grad_checkpointing",
     ),
 )
-EVAL_SETTINGS = ("checkpoint", "data", "views", "trainer", "callbacks", "output", "quiet")
+EVAL_SETTINGS = ("checkpoint", "trust", "data", "views", "trainer", "callbacks", "output", "quiet")
 COLLECTIVE_TIMEOUT = "collective_timeout_minutes"
 """Of `conf/trainer/`, and ours: how long a process waits for the others."""
 
@@ -97,28 +97,35 @@ def build_network(cfg: DictConfig, data: VideoDataModule) -> VideoNetwork:
     )
 
 
-def check_fits(checkpoint: Checkpoint, data: VideoDataModule) -> None:
-    """Refuse to evaluate a checkpoint on data that it was not made for.
+def check_fits(
+    path: Path, class_names: Sequence[str], fixed: Mapping[str, Any], data: VideoDataModule
+) -> None:
+    """Refuse to evaluate a network on data that it was not made for.
+
+    Args:
+        path: the network's file.
+        class_names: that it knows.
+        fixed: data settings that the network is made for and takes no others.
+        data: of the evaluation.
 
     Raises:
-        ValueError: other classes or another clip length; all faults at once.
+        ValueError: other classes or other settings; all faults at once.
     """
     faults = []
-    arguments = checkpoint.model["arguments"]
-    if data.clip_length != arguments["clip_length"]:
-        faults.append(
-            f"its network takes clips of {arguments['clip_length']} frames, "
-            f"data.clip_length={data.clip_length}: leave that setting out"
-        )
-    if list(data.class_names) != list(checkpoint.class_names):
-        ours, theirs = set(data.class_names), set(checkpoint.class_names)
+    for key, value in fixed.items():
+        given = getattr(data, key)
+        if given != (tuple(value) if isinstance(value, list) else value):
+            what = f"clips of {value} frames" if key == "clip_length" else f"data.{key}={value} only"
+            faults.append(f"its network takes {what}, data.{key}={given}: leave that setting out")
+    if list(data.class_names) != list(class_names):
+        ours, theirs = set(data.class_names), set(class_names)
         differences = sorted(ours ^ theirs)[:5]
         what = f"for instance {', '.join(differences)}" if differences else "in another order"
         faults.append(
             f"it knows {len(theirs)} classes, data={data.name} has {len(ours)}, and they differ ({what})"
         )
     if faults:
-        raise ValueError(f"{checkpoint.path} does not fit: {'; '.join(faults)}")
+        raise ValueError(f"{path} does not fit: {'; '.join(faults)}")
 
 
 def recipe_hint(

@@ -8,13 +8,13 @@ taken only where it exists.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dtf.lit.checkpoint import load_checkpoint
 from dtf.lit.command import CONF, plain, with_override
 
 CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
@@ -26,8 +26,12 @@ _LOCAL_KEYS = (
 )
 
 
-def choose_data(arguments: list[str]) -> list[str]:
+def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]]) -> list[str]:
     """Add `data=NAME` of the checkpoint where the command line names no data set.
+
+    Args:
+        arguments: the command line.
+        read: the data settings that a file says, `dtf.apply.graphs.read_data`.
 
     Raises:
         ValueError: no checkpoint is given, it cannot be read, or its data set is unknown here.
@@ -43,7 +47,7 @@ def choose_data(arguments: list[str]) -> list[str]:
         return arguments
     value = next(iter(paths[-1].sweep_string_iterator())) if paths[-1].is_sweep_override() else None
     path = value.strip("'\"") if value is not None else str(paths[-1].value())
-    name = load_checkpoint(path, weights=False).data.get("name")
+    name = read(Path(path)).get("name")
     known = {p.stem for p in (CONF / "data").glob("*.yaml")}
     if name not in known:
         raise ValueError(
