@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -279,8 +280,11 @@ def test_large_evaluation_batches_go_through_in_pieces():
     assert (results[0] == results[1]).all()
 
 
-def test_the_line_of_an_epoch_has_its_own_figures(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_line_of_an_epoch_has_its_own_figures(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     """An epoch without validation does not show the one before; without a last epoch there is no number."""
+    caplog.set_level(logging.INFO, "dtf")  # quiet=true raises it, and no line is printed
     line, model = EpochLine(), VideoClassifier(tiny(), 2, SGD)
     fit(model, line, max_epochs=3, limit_val_batches=1.0, check_val_every_n_epoch=2)
     fit(VideoClassifier(tiny(), 2, SGD), line, max_epochs=-1, max_steps=3)

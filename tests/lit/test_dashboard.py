@@ -234,7 +234,7 @@ def test_names_are_no_markup_in_tables() -> None:
     text = _markdown(("class", "accuracy"), [("<script>a|b\n", 0.5), ("![x](y)", None)])
     lines = text.splitlines()
     assert len(lines) == 4
-    assert lines[2] == "| &#60;script&#62;a&#124;b? | 50&#46;0% |"
+    assert lines[2] == "| &#60;script&#62;a&#124;b&#92;n | 50&#46;0% |"
     assert not set("<>[]!") & set(text)
 
 

@@ -356,7 +356,7 @@ class Stem(pl.Callback):
             return
         network = pl_module.network
         video = torch.stack([Clips(12)[i]["video"] for i in range(12)])
-        x = network.backbone.conv1(network.fold(video)).double().transpose(0, 1).flatten(1)
+        x = network.backbone.conv1(network.stem.fold(video)).double().transpose(0, 1).flatten(1)
         self.expected.append((x.mean(1), x.var(1, correction=0)))
         norm = network.backbone.bn1
         assert not norm.training

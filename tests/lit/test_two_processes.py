@@ -210,7 +210,7 @@ def test_precise_statistics_are_those_of_all_processes(both) -> None:
     _, two, alone = both
     clips = torch.stack([Clips(12)[i]["video"] for i in range(12)]).double()
     net = tiny().double()
-    stem = net.backbone.conv1(net.fold(clips)).transpose(0, 1).flatten(1)
+    stem = net.backbone.conv1(net.stem.fold(clips)).transpose(0, 1).flatten(1)
     expected = stem.mean(1), stem.var(1, correction=0)
     for found in (*two, alone):
         state = found["precise"]["state"]
