@@ -24,8 +24,8 @@ import torchvision
 
 from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.dataset import TrainDataset
-from dtf.data.jobs import Encoding, Resize, resize
 from dtf.data.lists import VideoIndex
+from dtf.data.prepare.jobs import Encoding, Resize, resize
 from dtf.data.sampling import FrameSampler
 from dtf.data.transforms import TrainTransform
 

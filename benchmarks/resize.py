@@ -23,7 +23,7 @@ import numpy as np
 import torch
 
 from dtf.data.decode import VideoReader
-from dtf.data.jobs import Encoding, Resize, resize
+from dtf.data.prepare.jobs import Encoding, Resize, resize
 from dtf.data.sampling import FrameSampler
 from dtf.data.transforms import resize_short_side
 

@@ -8,7 +8,7 @@ mpl.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 
-from dtf.data.motion import NUM_FRAMES, PAIRS, render_clip
+from dtf.data.sets.motion import NUM_FRAMES, PAIRS, render_clip
 
 SHOWN = list(range(1, NUM_FRAMES, 3))
 

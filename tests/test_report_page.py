@@ -17,7 +17,7 @@ from engine import documented
 from PIL import Image
 
 from dtf import report
-from dtf.data.motion import write_h264
+from dtf.data.h264 import write_h264
 from dtf.lit.report import results, write_json, write_scores
 from dtf.lit.scores import Evaluation
 from dtf.view import pictures

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from dtf import text
-from dtf.data.prepare import _csv_row
+from dtf.data.prepare.results import csv_row
 from dtf.lit import report
 from dtf.lit.command import RunError, one_line_errors
 from dtf.lit.options import FileNames
@@ -91,7 +91,7 @@ def test_a_hostile_name_in_what_commands_leave(tmp_path: Path, capsys: pytest.Ca
     assert "\x1b" not in shown.out + shown.err
     assert "[bold]" in shown.out
     assert shown.err.count("\n") == 1
-    (tmp_path / "excluded.csv").write_text(_csv_row("train", "name", HOSTILE, HOSTILE), "utf-8")
+    (tmp_path / "excluded.csv").write_text(csv_row("train", "name", HOSTILE, HOSTILE), "utf-8")
     for file in tmp_path.glob("*.csv"):
         written = file.read_text("utf-8")
         assert "\x1b" not in written

@@ -22,6 +22,7 @@ from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, 
 from dtf.data.decoders import reader_class
 from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list, repeated
 from dtf.data.sampling import FrameSampler, parse_views
+from dtf.data.sets.data_set import DATA_SETS
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
 
 log = logging.getLogger(__name__)
@@ -329,8 +330,6 @@ class VideoDataModule(LightningDataModule):
             return ""
         expected = f"{split}/CLASS/*.mp4"
         if split.endswith(".txt"):
-            from dtf.data.prepare import DATA_SETS
-
             if self.name in DATA_SETS:
                 # The same for every split, and then said once.
                 command = f"python -m dtf.data.prepare {self.name} {shlex.quote(self.root)}"

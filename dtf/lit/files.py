@@ -17,6 +17,7 @@ from typing import IO, Any
 
 import yaml  # type: ignore[import-untyped]
 
+from dtf import files
 from dtf.lit.command import RunError
 
 MOST_BYTES = 1 << 26
@@ -31,31 +32,14 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def replacing(path: str | os.PathLike[str], mode: str = "w", **settings: Any) -> Iterator[IO[Any]]:
-    """Write a file beside its target, flush it to disk, rename it: at any time the target is whole.
-
-    Args:
-        path: the target; its folder is made where it is missing.
-        mode: "w" for UTF-8 text (what UTF-8 cannot hold is written as an escape), "wb" for bytes.
-        settings: further arguments of `open`.
+    """`dtf.files.replacing`, and a fault is one line that says what to do.
 
     Raises:
         RunError: it cannot be written: no space, no permission, ... Nothing is left behind and an earlier
             file at `path` stays as it was.
     """
-    path = Path(path)
-    if "b" not in mode:
-        settings = {"encoding": "utf-8", "errors": "backslashreplace"} | settings
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with explaining(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(partial, mode, **settings) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+    with explaining(path), files.replacing(path, mode, **settings) as file:
+        yield file
 
 
 @contextmanager

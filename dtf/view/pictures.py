@@ -210,7 +210,7 @@ def enlarged(frames: np.ndarray, least_px: int = 192) -> np.ndarray:
 
 def encode_mp4(frames: np.ndarray, fps: int) -> bytes:
     """(T, H, W, 3) uint8, H and W even, as H.264 in an MP4 file."""
-    from dtf.data.motion import write_h264
+    from dtf.data.h264 import write_h264
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "clip.mp4")

@@ -6,8 +6,11 @@ import importlib.util
 from pathlib import Path
 
 import numpy as np
+import official_layout
 import pytest
 from video_files import write_video
+
+from dtf.data.prepare import main as prepare
 
 # name -> arguments of write_video; every container, codec and time base that readers stumble over.
 VIDEO_CASES: dict[str, dict] = {
@@ -83,6 +86,20 @@ def real_videos() -> list[Path]:
     videos = sorted(Path(spec.submodule_search_locations[0], "datasets", "data").glob("*.mp4"))
     assert len(videos) == 4
     return videos
+
+
+@pytest.fixture(scope="session")
+def layouts(tmp_path_factory, real_videos):
+    """A function from the name of a data set to its layout, made once and prepared once."""
+    made = {}
+
+    def make(name):
+        if name not in made:
+            made[name] = official_layout.LAYOUTS[name](tmp_path_factory.mktemp("sets") / name, real_videos)
+            assert prepare([name, str(made[name].root), "--workers", "2"]) == 0
+        return made[name]
+
+    return make
 
 
 def make_tree(root: Path, splits: dict[str, dict[str, int]], **settings) -> Path:

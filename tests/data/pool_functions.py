@@ -6,9 +6,9 @@ import os
 import signal
 import time
 
-from dtf.data.jobs import probe
 from dtf.data.pool import Stop
 from dtf.data.prepare import main
+from dtf.data.prepare.jobs import probe
 
 
 def work(job):

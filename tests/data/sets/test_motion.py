@@ -9,7 +9,8 @@ import torch
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import affine
 
-from dtf.data.motion import (
+from dtf.data.h264 import write_h264
+from dtf.data.sets.motion import (
     CLASS_NAMES,
     FPS,
     NUM_FRAMES,
@@ -17,7 +18,6 @@ from dtf.data.motion import (
     SIZE_PX,
     generate_motion,
     render_clip,
-    write_h264,
 )
 
 
@@ -136,10 +136,10 @@ def test_a_folder_with_other_content_is_refused_and_kept(tmp_path):
 
 
 def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
-    def full_disk(path, frames):
+    def full_disk(path, frames, fps):
         raise OSError("no space left")
 
-    monkeypatch.setattr("dtf.data.motion.write_h264", full_disk)
+    monkeypatch.setattr("dtf.data.sets.motion.write_h264", full_disk)
     with pytest.raises(OSError, match="no space"):
         generate_motion(tmp_path / "motion", {"test": 1})
     assert list(tmp_path.iterdir()) == []

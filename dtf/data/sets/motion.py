@@ -24,17 +24,15 @@ import tempfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import av
-import numpy as np
 import torch
 import torch.nn.functional as F
 from rich.progress import track
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.data.h264 import write_h264
 
 log = logging.getLogger(__name__)
 
@@ -134,22 +132,6 @@ def _texture(generator: torch.Generator) -> torch.Tensor:
     return 0.5 + 0.2 * texture / texture.std()
 
 
-def write_h264(path: Path, frames: np.ndarray, fps: int = FPS) -> None:
-    """Encode uint8 (N, H, W, 3) RGB frames, H and W even, as H.264 in MP4."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=fps)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt = "yuv420p"
-        # One thread: the caller runs one encoder per core. No macroblock tree: with it, x264 was seen to
-        # write different bytes for the same small frames from one call to the next.
-        stream.options = {"crf": "18", "g": "12", "threads": "1", "x264-params": "mbtree=0"}
-        for index, picture in enumerate(frames):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, fps)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode())
-
-
 def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: int = 0) -> Path:
     """Write the data set as ROOT/{train,val,test}/CLASS/NNNNN.mp4, once.
 
@@ -186,7 +168,7 @@ def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: 
             clip_seed = zlib.crc32(f"{seed}/{split}/{class_name}/{number}".encode())
             generator = torch.Generator().manual_seed(clip_seed)
             path = partial / split / class_name / f"{number:05d}.mp4"
-            write_h264(path, render_clip(class_name, generator).numpy())
+            write_h264(path, render_clip(class_name, generator).numpy(), FPS)
 
         # Drawing and encoding both release the interpreter lock: threads are enough.
         with ThreadPoolExecutor(os.cpu_count()) as pool:

@@ -24,6 +24,19 @@ from dtf.data.storage import open_video
 PART = ".part"
 """Ending of files that are being written."""
 
+PRESETS = (
+    "ultrafast",
+    "superfast",
+    "veryfast",
+    "faster",
+    "fast",
+    "medium",
+    "slow",
+    "slower",
+    "veryslow",
+)
+"""Efforts of libx264."""
+
 TIME_BASE = Fraction(1, 90_000)
 """Of resized copies: divides the frame times of all usual rates."""
 
