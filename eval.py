@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtf.lit.command import RunError, command, is_first_process, run_folder
+from dtf.errors import RunError
+from dtf.runs.command import command, is_first_process, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 def _prepare(arguments: list[str]) -> list[str]:
     from dtf.apply.graphs import read_data
-    from dtf.lit.stored import choose_data
+    from dtf.runs.stored import choose_data
 
     for argument in arguments:
         if argument.startswith("output="):
@@ -45,15 +46,15 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from dtf.apply.graphs import GRAPHS, fixed_settings, load_any
+    from dtf.files import replacing
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
     from dtf.lit.classifier import VideoClassifier
-    from dtf.lit.files import replacing
     from dtf.lit.kept_scores import FOLDER, KeepScores, KeptScores, describe_evaluation
     from dtf.lit.report import shown
-    from dtf.lit.stored import apply_stored
     from dtf.lit.survival import stoppable
     from dtf.report import write_report
+    from dtf.runs.stored import apply_stored
 
     folder, log = run_folder(), logging.getLogger("dtf.eval")
     _refuse_training(folder)

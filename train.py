@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dtf.lit import resume
-from dtf.lit.command import CONF, command, is_first_process, plain, program, run_folder
+from dtf.runs import resume
+from dtf.runs.command import CONF, command, is_first_process, plain, program, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -28,17 +28,17 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
+    from dtf.files import replacing
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
     from dtf.lit.callbacks import BrokenVideos
-    from dtf.lit.checkpoint import describe, load_checkpoint
     from dtf.lit.classifier import VideoClassifier
-    from dtf.lit.files import replacing
     from dtf.lit.loggers import log_start
     from dtf.lit.lr_finder import LearningRateSearch, find_lr
     from dtf.lit.survival import LastCheckpoint
     from dtf.models import save_weights
     from dtf.report import write_report
+    from dtf.runs.checkpoint import describe, load_checkpoint
 
     folder, log = run_folder(), logging.getLogger("dtf.train")
     if OmegaConf.select(cfg, "data.splits.val", default="val") is None:

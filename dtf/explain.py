@@ -27,9 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.command import nearest
-from dtf.lit.options import FileNames, parse_options, run_command
-from dtf.text import markup, printable
+from dtf.runs.options import FileNames, parse_options, run_command
+from dtf.text import markup, nearest, printable
 from dtf.view.figures import drawable, new_figure, save
 
 if TYPE_CHECKING:

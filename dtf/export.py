@@ -28,9 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.command import nearest
-from dtf.lit.options import parse_options, run_command
-from dtf.text import markup
+from dtf.runs.options import parse_options, run_command
+from dtf.text import markup, nearest
 
 if TYPE_CHECKING:
     import torch

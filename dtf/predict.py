@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.options import FileNames, number, parse_options, run_command, yes_or_no
+from dtf.runs.options import FileNames, number, parse_options, run_command, yes_or_no
 from dtf.text import cell, markup, printable
 
 if TYPE_CHECKING:
@@ -241,7 +241,7 @@ class Predictor:
 def _build_data(settings: dict[str, Any], views: str) -> VideoDataModule:
     """A data module that is only asked for its sampling and its transform."""
     from dtf.data.datamodule import VideoDataModule
-    from dtf.lit.stored import CLIP_KEYS
+    from dtf.runs.stored import CLIP_KEYS
 
     chosen = {key: settings[key] for key in CLIP_KEYS}
     return VideoDataModule(root=".", test_views=views or settings.get("test_views", "1x1"), **chosen)

@@ -27,7 +27,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtf.lit.options import choose_device, run_command
+from dtf.runs.options import choose_device, run_command
 
 if TYPE_CHECKING:
     import torch

@@ -35,9 +35,9 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from dtf.lit.command import one_line_errors
-from dtf.lit.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml, replacing
-from dtf.lit.options import parse_options, yes_or_no
+from dtf.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml, replacing
+from dtf.runs.command import one_line_errors
+from dtf.runs.options import parse_options, yes_or_no
 from dtf.text import cell, printable_lines
 
 PAGE = "report.html"
@@ -563,7 +563,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     from dtf.data.datamodule import VideoDataModule
     from dtf.data.dataset import EvalDataset
     from dtf.data.lists import VideoIndex
-    from dtf.lit.stored import CLIP_KEYS
+    from dtf.runs.stored import CLIP_KEYS
     from dtf.view.pictures import strip
 
     settings = config.get("data") or {}

@@ -23,8 +23,8 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dtf.lit.command import FAILURE, RESULTS, failure, one_line_errors
-from dtf.lit.files import replacing
+from dtf.files import replacing
+from dtf.runs.command import FAILURE, RESULTS, failure, one_line_errors
 from dtf.text import cell, markup
 from dtf.view.figures import drawable, new_figure, save
 

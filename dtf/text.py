@@ -7,11 +7,13 @@ page escapes by its template, see `dtf.report`; pictures have `dtf.view.figures.
 
 from __future__ import annotations
 
+import difflib
 import io
 import logging
 import os
 import re
 import sys
+from collections.abc import Iterable
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width forms
 _HARMLESS = re.compile(r"[-+](\d*\.?\d+(e[-+]?\d+)?|[\w-]+)", re.ASCII | re.IGNORECASE)
@@ -75,3 +77,9 @@ def degrade_output() -> None:
     """From now on, printing shows a "?" for what the terminal's encoding lacks, and never fails for it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`, did you mean X?` for the nearest known name, or an empty text."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {matches[0]}?" if matches else ""

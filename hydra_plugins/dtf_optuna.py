@@ -78,7 +78,8 @@ class OptunaSweeper(Sweeper):
             RunError: Optuna is missing, nothing is to be searched, the folder holds another study, or the
                 runs do not return the objective.
         """
-        from dtf.lit.command import RunError, alone_in
+        from dtf.errors import RunError
+        from dtf.runs.command import alone_in
 
         assert self.hydra_context is not None
         assert self.config is not None
@@ -148,7 +149,8 @@ class OptunaSweeper(Sweeper):
     def _tell(self, study: Study, number: int, metrics: dict[str, float | None] | None) -> None:
         from optuna.trial import TrialState
 
-        from dtf.lit.command import RunError, nearest
+        from dtf.errors import RunError
+        from dtf.text import nearest
 
         # A failed run stays open in the study: the next part of the sweep runs it again.
         if metrics is None:
@@ -169,8 +171,8 @@ class OptunaSweeper(Sweeper):
         self, study: Study, folder: Path, space: dict[str, BaseDistribution], fixed: list[str]
     ) -> None:
         """Refuse to compare trials that had other settings or were measured otherwise."""
-        from dtf.lit.command import RunError
-        from dtf.lit.resume import is_free
+        from dtf.errors import RunError
+        from dtf.runs.resume import is_free
 
         mine = {
             "objective": f"{self.direction} {self.objective}",

@@ -20,7 +20,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from dtf.lit.command import RunError
+from dtf.errors import RunError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

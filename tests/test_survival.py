@@ -20,10 +20,10 @@ from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from test_sweep import program, start, wait_for  # noqa: F401 - the first one is a fixture
 from test_train import assert_same
 
+from dtf.errors import RunError
 from dtf.lit import build
-from dtf.lit.checkpoint import load_checkpoint
-from dtf.lit.command import RunError
 from dtf.lit.survival import StopOnSignal
+from dtf.runs.checkpoint import load_checkpoint
 
 
 def signals(*sent: tuple[str, int, str]) -> list[list[str]]:

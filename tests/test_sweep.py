@@ -25,8 +25,9 @@ from dtf import sweep
 # A run takes five steps, one line of steps.txt each, and goes on with them after a kill.
 PROGRAM = """
 import json, math, os, signal, sys, time
-from dtf.lit import command as machinery
-from dtf.lit.command import RunError, command, plain, run_folder
+from dtf.runs import command as machinery
+from dtf.errors import RunError
+from dtf.runs.command import command, plain, run_folder
 
 machinery.SECONDS_TO_WAIT = float(os.environ.get("PATIENCE", "20"))
 

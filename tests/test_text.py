@@ -13,10 +13,11 @@ from rich.console import Console
 
 from dtf import text
 from dtf.data.prepare.results import csv_row
+from dtf.errors import RunError
 from dtf.lit import report
-from dtf.lit.command import RunError, one_line_errors
-from dtf.lit.options import FileNames
 from dtf.lit.scores import Evaluation
+from dtf.runs.command import one_line_errors
+from dtf.runs.options import FileNames
 
 HOSTILE = '=HYPERLINK("http://x")\x1b[2J[bold]\n/../\udcff'
 

@@ -18,8 +18,8 @@ import pytest
 import torch
 from engine import FULL_RECIPE, REPOSITORY, TINY_MODEL, clean_environment, run_subprocess
 
-from dtf.lit.checkpoint import load_checkpoint
 from dtf.models import load_weights
+from dtf.runs.checkpoint import load_checkpoint
 
 STEP = ["debug=step", "callbacks=none", "logger=none"]
 

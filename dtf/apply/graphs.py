@@ -23,11 +23,11 @@ import torch
 from torch import nn
 
 from dtf.apply.onnx_file import check_onnx
-from dtf.lit.checkpoint import load_checkpoint
-from dtf.lit.options import DEVICES, choose_device
-from dtf.lit.stored import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
+from dtf.runs.checkpoint import load_checkpoint
+from dtf.runs.options import DEVICES, choose_device
+from dtf.runs.stored import CLIP_KEYS
 
 FORMAT = "dtf-export-1"
 GRAPHS = (".onnx", ".pt2")

@@ -15,8 +15,8 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
-from dtf.lit.command import program
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
+from dtf.runs.command import program
 
 PACKAGES = ("torch", "pytorch-lightning", "timm", "torchvision", "av", "numpy")
 

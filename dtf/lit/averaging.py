@@ -8,7 +8,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
-from dtf.lit.command import RunError
+from dtf.errors import RunError
 
 
 class AverageWeights(WeightAveraging):

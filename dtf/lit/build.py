@@ -30,15 +30,16 @@ from rich.table import Table
 from torch import nn
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.errors import RunError
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.command import RunError, nearest, plain
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
-from dtf.text import markup
+from dtf.runs.command import plain
+from dtf.text import markup, nearest
 
 log = logging.getLogger(__name__)
 

@@ -14,9 +14,10 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressB
 from rich import get_console
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import RunError, run_folder
-from dtf.lit.files import replacing
+from dtf.errors import RunError
+from dtf.files import replacing
 from dtf.lit.survival import LastCheckpoint
+from dtf.runs.command import run_folder
 
 log = logging.getLogger(__name__)
 

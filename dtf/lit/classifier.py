@@ -47,7 +47,7 @@ class VideoClassifier(pl.LightningModule):
         clips_per_pass: evaluation: clips that go through the network at once; None: the batch as it comes.
         seed: what a training step draws (mixing, dropout, drop path) is a function of this, the epoch, the
             batch and the process, so that a resumed run goes on as the unbroken one would.
-        description: plain data that makes checkpoints self-describing (`dtf.lit.checkpoint.describe`).
+        description: plain data that makes checkpoints self-describing (`dtf.runs.checkpoint.describe`).
         folder: of the run, for the list of videos whose loss is not finite; None: none is written.
 
     Raises:

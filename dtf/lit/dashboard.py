@@ -18,8 +18,8 @@ from torch.nn.utils import get_total_norm
 from dtf.data.transforms import normalize
 from dtf.layers.temporal import layer_maps, temporal_layers
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import run_folder
 from dtf.lit.report import confused_pairs, write_json
+from dtf.runs.command import run_folder
 from dtf.text import printable
 from dtf.view import pictures
 

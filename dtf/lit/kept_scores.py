@@ -35,9 +35,9 @@ from pytorch_lightning.callbacks import Callback
 
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.sampling import parse_views
+from dtf.errors import RunError
+from dtf.files import explaining, replacing
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import RunError
-from dtf.lit.files import explaining, replacing
 from dtf.lit.report import shown
 
 log = logging.getLogger(__name__)

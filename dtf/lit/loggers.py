@@ -11,8 +11,9 @@ from typing import Any
 
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from dtf.lit.command import RunError, is_first_process, run_folder, sweep_folder
-from dtf.lit.files import explaining
+from dtf.errors import RunError
+from dtf.files import explaining
+from dtf.runs.command import is_first_process, run_folder, sweep_folder
 
 STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
 """What is logged within an epoch; all else is logged once per epoch and drawn over epochs."""

@@ -20,9 +20,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from dtf.data.dataset import Batch
+from dtf.errors import RunError
+from dtf.files import replacing
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import RunError
-from dtf.lit.files import replacing
 from dtf.lit.optim import build_optimizer
 from dtf.text import markup
 

@@ -13,7 +13,7 @@ import torch
 from torchvision import tv_tensors
 from torchvision.transforms import v2
 
-from dtf.lit.command import nearest
+from dtf.text import nearest
 
 _DEFAULTS = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5}
 

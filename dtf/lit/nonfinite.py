@@ -12,8 +12,8 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dtf.lit.command import RunError
-from dtf.lit.files import replacing
+from dtf.errors import RunError
+from dtf.files import replacing
 
 log = logging.getLogger(__name__)
 

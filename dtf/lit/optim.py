@@ -18,7 +18,7 @@ from typing import Any, Literal, TypedDict, get_args
 import torch
 from torch import nn
 
-from dtf.lit.command import nearest
+from dtf.text import nearest
 
 Recipe = Literal["sgd", "adamw"]
 

@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.lit.command import RESULTS
-from dtf.lit.files import replacing
+from dtf.files import replacing
 from dtf.lit.scores import Evaluation
+from dtf.runs.command import RESULTS
 from dtf.text import cell, markup
 
 CLASSES_IN_TABLE = 20

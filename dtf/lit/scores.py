@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from dtf.lit.command import RunError
+from dtf.errors import RunError
 
 _VIEW_BITS = 20
 

@@ -25,8 +25,8 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
-from dtf.lit.command import STOP_SIGNALS, program, sweep_folder
 from dtf.lit.report import shown
+from dtf.runs.command import STOP_SIGNALS, program, sweep_folder
 
 
 class Stopped(SystemExit):

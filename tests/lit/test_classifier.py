@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
+from dtf.errors import RunError
 from dtf.lit.callbacks import BrokenVideos, EpochLine, LearningRate, RepeatFirstBatch, Throughput
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import RunError
 from dtf.lit.scores import Evaluation
 from dtf.models import create_model
 

@@ -15,12 +15,13 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.strategies import DDPStrategy
 
-from dtf.lit import build, command
+from dtf.lit import build
 from dtf.lit.callbacks import BestCheckpoint
-from dtf.lit.command import plain
 from dtf.lit.optim import OptimConfig
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
+from dtf.runs import command
+from dtf.runs.command import plain
 
 CONF = REPOSITORY / "conf"
 

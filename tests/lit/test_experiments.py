@@ -20,9 +20,9 @@ from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.transforms import TrainTransform
 from dtf.lit import build
-from dtf.lit.command import RUN_FOLDER, plain
 from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups
 from dtf.models import VideoNetwork
+from dtf.runs.command import RUN_FOLDER, plain
 
 EXPERIMENTS = options("experiment")
 NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48}

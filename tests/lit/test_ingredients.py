@@ -17,14 +17,15 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from dtf.data.dataset import EpochSampler
+from dtf.errors import RunError
 from dtf.lit import build
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import RunError, plain
 from dtf.lit.mixing import Mixing
 from dtf.lit.norms import PreciseNorm, backbone_norms
 from dtf.models import DTFBlock
+from dtf.runs.command import plain
 
 
 class Linear(nn.Module):

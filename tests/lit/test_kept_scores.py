@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from dtf.lit.command import RunError
+from dtf.errors import RunError
 from dtf.lit.kept_scores import DESCRIPTION, KeptScores
 from dtf.lit.scores import VideoScores
 

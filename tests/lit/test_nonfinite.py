@@ -11,8 +11,8 @@ import torch
 from test_classifier import fit
 from torch import nn
 
+from dtf.errors import RunError
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import RunError
 from dtf.lit.nonfinite import NonFiniteLoss
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}

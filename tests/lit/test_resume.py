@@ -10,8 +10,8 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
-from dtf.lit import resume
-from dtf.lit.files import read_json, read_yaml
+from dtf.files import read_json, read_yaml
+from dtf.runs import resume
 
 
 def run_with(folder: Path, *entries: str) -> Path:

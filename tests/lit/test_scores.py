@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from dtf.errors import RunError
 from dtf.lit import scores as module
-from dtf.lit.command import RunError
 from dtf.lit.report import confused_pairs, results
 from dtf.lit.scores import VideoScores
 

@@ -19,8 +19,8 @@ from test_two_processes import Data
 
 from dtf.lit import build
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.command import one_line_errors
 from dtf.lit.survival import LastCheckpoint
+from dtf.runs.command import one_line_errors
 
 LAST = Path("checkpoints", "last.ckpt")
 

@@ -20,7 +20,7 @@ from dtf.data.annotations import WITHHELD
 from dtf.data.lists import read_list
 from dtf.data.prepare.journal import Journal
 from dtf.data.prepare.videos import EXAMPLES, LISTS, MISSING, USABLE, Videos
-from dtf.files import replacing
+from dtf.files import atomically
 from dtf.text import cell, printable
 
 _REASONS = 50  # kinds of reasons that are counted apart
@@ -147,5 +147,5 @@ def csv_row(*fields: str) -> str:
 
 def _write(path: Path, lines: Iterable[str]) -> None:
     """Write a file that appears complete or not at all; odd bytes of file names are kept."""
-    with replacing(path, errors="surrogateescape", newline="\n") as file:
+    with atomically(path, errors="surrogateescape", newline="\n") as file:
         file.writelines(lines)

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtf.lit.command import nearest, one_line_errors
-from dtf.text import escape_logs, file_name
+from dtf.runs.command import one_line_errors
+from dtf.text import escape_logs, file_name, nearest
 
 if TYPE_CHECKING:
     import torch

@@ -20,11 +20,12 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
-from dtf.lit.command import CONF, RESULTS, RunError, is_first_process, printable, program, quoted
-from dtf.lit.files import leads_out, read_yaml
+from dtf.errors import RunError
+from dtf.files import leads_out, read_yaml
+from dtf.runs.command import CONF, RESULTS, is_first_process, printable, program, quoted
 
 if TYPE_CHECKING:
-    from dtf.lit.checkpoint import Checkpoint
+    from dtf.runs.checkpoint import Checkpoint
 
 _SHOWN = 200  # characters of an entry in a message
 
@@ -202,7 +203,7 @@ def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> li
 
     Args:
         checkpoint: where the run was left.
-        description: of the run that wants to go on, `dtf.lit.checkpoint.describe`.
+        description: of the run that wants to go on, `dtf.runs.checkpoint.describe`.
 
     Returns:
         Settings that changed and may, as lines.

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 import torch
 
+from dtf.errors import RunError
+from dtf.files import replacing
 from dtf.lit import loggers, report
 from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.command import RunError
-from dtf.lit.files import replacing
 from dtf.lit.scores import Evaluation
 from dtf.models import create_model, save_weights
 

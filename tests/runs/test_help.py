@@ -9,8 +9,8 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from dtf.lit.command import CONF
-from dtf.lit.help import help_text
+from dtf.runs.command import CONF
+from dtf.runs.help import help_text
 
 
 def write(folder: Path, **files: str) -> None:

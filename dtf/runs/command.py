@@ -48,9 +48,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from dtf.lit.help import help_text
-from dtf.lit.lock import lock
-from dtf.text import degrade_output, escape_logs, printable
+from dtf.errors import RunError
+from dtf.runs.help import help_text
+from dtf.runs.lock import lock
+from dtf.text import degrade_output, escape_logs, nearest, printable
 
 # Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
 # each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
@@ -82,16 +83,6 @@ SECONDS_TO_WAIT = 20.0
 
 log = logging.getLogger(__name__)
 Prepare = Callable[[list[str]], list[str]]
-
-
-class RunError(RuntimeError):
-    """A run that cannot go on for a reason that its user can act on. Shown as one line.
-
-    Attributes:
-        code: exit code of the process that it ends.
-    """
-
-    code = 1
 
 
 class FolderInUse(RunError):
@@ -305,12 +296,6 @@ def program(name: str) -> str:
     return f"dtf-{name}" if installed or typed else f"python {name}.py"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean X?` for the nearest known name, or an empty text."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
-
-
 def _is_raised_here(error: BaseException) -> bool:
     """Whether our code raised the error (a user's fault) or a library did (then its trace matters)."""
     frames = traceback.extract_tb(error.__traceback__)
@@ -462,7 +447,7 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
     Returns:
         Its metrics; None where it failed, which is told by its folder.
     """
-    from dtf.lit import resume
+    from dtf.runs import resume
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).resolve()

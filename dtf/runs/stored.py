@@ -15,7 +15,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from dtf.lit.command import CONF, plain, with_override
+from dtf.runs.command import CONF, plain, with_override
 
 CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
 """What decides how a network sees a video: right for every data set that it is evaluated on."""

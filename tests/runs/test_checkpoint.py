@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from dtf.lit.checkpoint import AtomicCheckpointIO, describe, load_checkpoint
-from dtf.lit.command import RunError
+from dtf.errors import RunError
+from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.models import create_model
+from dtf.runs.checkpoint import describe, load_checkpoint
 
 
 def content(name: str = "c2d_tiny", **arguments) -> dict:

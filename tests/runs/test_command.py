@@ -16,8 +16,10 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from dtf.lit import command
-from dtf.lit.command import RunError, explain, nearest, one_line_errors
+from dtf.errors import RunError
+from dtf.runs import command
+from dtf.runs.command import explain, one_line_errors
+from dtf.text import nearest
 
 CONF = REPOSITORY / "conf"
 
