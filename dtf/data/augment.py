@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 import torch
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 Fill = Literal["noise", "mean"]
@@ -80,7 +81,7 @@ def apply_operation(clip: torch.Tensor, name: str, level: float, fill: Sequence[
         raise ValueError(f"no operation {name!r}; there are: {', '.join(RAND_AUGMENT_OPS)}")
     # Shears keep the upper left corner in place, rotations the centre.
     center = None if name == "rotate" else [0.0, 0.0]
-    return F.affine(clip, angle, shift, 1.0, shear, "bilinear", list(fill), center)
+    return F.affine(clip, angle, shift, 1.0, shear, InterpolationMode.BILINEAR, list(fill), center)
 
 
 @dataclass(frozen=True)

@@ -94,17 +94,18 @@ class Backend:
                 reasons.append(f"takes tensors on {' or '.join(self.devices)}, got {x.device.type}")
             if x.dtype not in self.dtypes:
                 reasons.append(f"takes dtypes {', '.join(map(_short, self.dtypes))}, got {_short(x.dtype)}")
-        return list(dict.fromkeys(reasons)) + list(_missing(self)) + self.refuses(*tensors)
+        return list(dict.fromkeys(reasons)) + list(_missing(self.missing)) + self.refuses(*tensors)
 
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-# What is installed does not change under a compiled graph, and looking it up cannot be traced.
+# What is installed does not change under a compiled graph, and looking it up cannot be traced. Of the backend
+# only its function is given: the compiler of torch 2.10 takes no frozen dataclass for a constant.
 @constant_in_graphs
-def _missing(backend: Backend) -> tuple[str, ...]:
-    return tuple(backend.missing())
+def _missing(missing: Callable[[], list[str]]) -> tuple[str, ...]:
+    return tuple(missing())
 
 
 @dataclass

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from test_transforms import picture, rng
 from timm.data import auto_augment
+from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from dtf.data import augment
@@ -105,13 +106,22 @@ def test_operation_agrees_with_timm(name, magnitude, monkeypatch):
         ("contrast", 0.7, lambda x: F.adjust_contrast(x, 1.63)),
         ("brightness", -1.0, lambda x: F.adjust_brightness(x, 0.1)),
         ("sharpness", 0.7, lambda x: F.adjust_sharpness(x, 1.63)),
-        ("rotate", 0.5, lambda x: F.rotate(x, -15.0, "bilinear", fill=FILL)),
+        ("rotate", 0.5, lambda x: F.rotate(x, -15.0, InterpolationMode.BILINEAR, fill=FILL)),
         ("translate_x", 0.5, lambda x: F.affine(x, 0, [18, 0], 1, [0, 0], fill=FILL)),
         ("translate_y", -0.5, lambda x: F.affine(x, 0, [0, -14], 1, [0, 0], fill=FILL)),
         (
             "shear_x",
             0.7,
-            lambda x: F.affine(x, 0, [0, 0], 1, [math.degrees(math.atan(0.21)), 0], "bilinear", FILL, [0, 0]),
+            lambda x: F.affine(
+                x,
+                0,
+                [0, 0],
+                1,
+                [math.degrees(math.atan(0.21)), 0],
+                InterpolationMode.BILINEAR,
+                FILL,
+                [0, 0],
+            ),
         ),
     ],
 )

@@ -49,6 +49,8 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.SimpleNamespace]:
     cupy.RawModule = RawModule  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    # With torch 2.10 a fake tensor of an available device begins by waking the real one.
+    monkeypatch.setattr("torch._subclasses.fake_tensor.init_gpu_context", lambda device: None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index=None: (7, 0))
     monkeypatch.setattr(torch.cuda, "device", device)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: state.current)
