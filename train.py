@@ -55,11 +55,12 @@ def main(cfg: DictConfig) -> dict[str, float]:
     data.load_splits(["train", *(stage for stage in ("val", "test") if data.splits[stage])])
     test_stage = next((stage for stage in ("test", "val") if data.splits[stage]), None)
     torch.manual_seed(cfg.seed)
-    network = build.build_network(cfg.model, data)
+    last = folder / "checkpoints" / "last.ckpt"
+    goes_on = last.is_file() and not cfg.find_lr
+    network = build.build_network(cfg.model, data, goes_on)
     description = describe(network, data.class_names, config["data"] | {"root": data.root}, config)
 
-    last = folder / "checkpoints" / "last.ckpt"
-    if last.is_file() and not cfg.find_lr:
+    if goes_on:
         checkpoint = load_checkpoint(last, weights=False)
         for change in resume.check_same_run(checkpoint, description):
             log.warning("goes on with a changed setting: %s", change)

@@ -241,7 +241,7 @@ class Predictor:
 def _build_data(settings: dict[str, Any], views: str) -> VideoDataModule:
     """A data module that is only asked for its sampling and its transform."""
     from dtf.data.datamodule import VideoDataModule
-    from dtf.runs.stored import CLIP_KEYS
+    from dtf.runs.description import CLIP_KEYS
 
     chosen = {key: settings[key] for key in CLIP_KEYS}
     return VideoDataModule(root=".", test_views=views or settings.get("test_views", "1x1"), **chosen)

@@ -563,7 +563,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     from dtf.data.datamodule import VideoDataModule
     from dtf.data.dataset import EvalDataset
     from dtf.data.lists import VideoIndex
-    from dtf.runs.stored import CLIP_KEYS
+    from dtf.runs.description import CLIP_KEYS
     from dtf.view.pictures import strip
 
     settings = config.get("data") or {}

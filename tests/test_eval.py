@@ -16,7 +16,7 @@ from engine import run_subprocess
 from dtf.apply.graphs import read_data
 from dtf.export import export
 from dtf.lit.scores import VideoScores
-from dtf.runs.stored import apply_stored, choose_data
+from dtf.runs.stored import choose_data
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, str]]:
@@ -324,71 +324,7 @@ def test_exported_files_that_cannot_be_evaluated(
     assert expected in done.err
 
 
-# ---- settings from a checkpoint are not trusted ----------------------------------------------------------
-
-
-def config(**values):
-    from omegaconf import OmegaConf
-
-    base = {"_target_": "ours", "name": "folder", "root": "/ours", "crop_px": 224, "batch_size": 8,
-            "short_side_px": "${.crop_px}", "class_names": None,
-            "sampling": {"test": {"scheme": "dense"}}}  # fmt: skip
-    return OmegaConf.create(base | values)
-
-
-def test_stored_settings_apply_unless_given() -> None:
-    cfg = config()
-    stored = {"name": "folder", "crop_px": 112, "batch_size": 99, "sampling": {"test": {"scheme": "segment"}}}
-    changed = apply_stored(cfg, stored, ["checkpoint=x"])
-    assert cfg.crop_px == 112
-    assert cfg.short_side_px == 112
-    assert cfg.sampling.test.scheme == "segment"
-    assert cfg.batch_size == 8, "belongs to this machine"
-    assert changed == ["data.crop_px=112", "data.sampling.test.scheme=segment"]
-
-    cfg = config()
-    apply_stored(cfg, stored, ["data.crop_px=96", "data.sampling.test.scheme=uniform"])
-    assert cfg.crop_px == 224, "Hydra has put 96 there already; here it is left alone"
-    assert cfg.sampling.test.scheme == "dense"
-
-
-def test_settings_that_are_null_here_may_be_mappings() -> None:
-    """Such as data.augment.rand_augment; what goes with the batch size of training does not come along."""
-    cfg = config(augment={"erase": None}, repeats=1)
-    apply_stored(cfg, {"name": "folder", "augment": {"erase": {"probability": 0.5}}, "repeats": 3}, [])
-    assert cfg.augment.erase == {"probability": 0.5}
-    assert cfg.repeats == 1
-
-
-def test_for_another_data_set_only_the_clip_settings_count() -> None:
-    cfg = config(name="k400")
-    apply_stored(cfg, {"name": "folder", "crop_px": 112, "class_names": ["a"]}, [])
-    assert cfg.crop_px == 112
-    assert cfg.class_names is None
-
-
-def test_hostile_settings(tmp_path: Path) -> None:
-    cfg = config()
-    stored = {
-        "_target_": "os.system",
-        "name": "folder",
-        "root": str(tmp_path / "not there"),
-        "unknown": 1,
-        "sampling": {
-            "_target_": "os.system",
-            "test": {"_target_": "os.system"},
-            "new": {"_target_": "os.system"},
-        },
-        "crop_px": {"_target_": "os.system"},
-    }
-    apply_stored(cfg, stored, [])
-    from omegaconf import OmegaConf
-
-    assert OmegaConf.to_container(cfg, resolve=True) == OmegaConf.to_container(config(), resolve=True)
-    hostile = {"_target_": "os.system", "command": "true"}
-    for value in ("${oc.env:HOME}", ["${oc.env:HOME}"], [hostile], hostile, {"n": hostile}, {"n": "${seed}"}):
-        with pytest.raises(ValueError, match="not a "):
-            apply_stored(config(), {"name": "folder", "class_names": value}, [])
+# ---- settings from a checkpoint: tests/lit/test_description.py -------------------------------------------
 
 
 def test_the_data_set_comes_from_the_checkpoint(tiny_checkpoint: Path) -> None:

@@ -26,8 +26,8 @@ from dtf.apply.onnx_file import check_onnx
 from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
 from dtf.runs.checkpoint import load_checkpoint
+from dtf.runs.description import CLIP_KEYS, taken_data, taken_names
 from dtf.runs.options import DEVICES, choose_device
-from dtf.runs.stored import CLIP_KEYS
 
 FORMAT = "dtf-export-1"
 GRAPHS = (".onnx", ".pt2")
@@ -128,7 +128,7 @@ def fixed_settings(network: VideoNetwork | ServedGraph) -> dict[str, Any]:
 
 
 def read_data(path: Path) -> Mapping[str, Any]:
-    """The data settings that a file says, not checked. Nothing in it is run, whatever its kind.
+    """The data settings that are taken of a file. Nothing in it is run, whatever its kind.
 
     Raises:
         ValueError: the file is missing, damaged or not ours.
@@ -144,7 +144,7 @@ def read_data(path: Path) -> Mapping[str, Any]:
         data = read_json((texts or _read_archive(path))["data"])
     if not isinstance(data, dict):
         raise ValueError(f"{path} does not say what it was trained on: not written by python -m dtf.export")
-    return data
+    return taken_data(path, data, [])
 
 
 def _read_archive(path: Path) -> Any:
@@ -194,36 +194,26 @@ def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
                 f"{path} does not say its {' and '.join(missing)}: it was not written by train.py"
             )
         names, data = metadata["class_names"], metadata["data"]
-    check_description(path, names, data, network.arguments["num_classes"])
+    names, data = check_description(path, names, data, network.arguments["num_classes"])
     return network.eval(), names, data
 
 
-def check_description(path: Path, names: Any, data: Any, num_classes: int) -> None:
-    """ValueError when a file does not say how clips are made and what the classes are called."""
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{path}: damaged description: class_names must be a list of texts")
-    if len(names) != num_classes:
-        raise ValueError(
-            f"{path}: damaged description: it names {len(names)} classes, its network has {num_classes}"
-        )
-    if not isinstance(data, Mapping):
-        raise ValueError(f"{path}: damaged description: data must be settings, got {data!r}")
+def check_description(
+    path: Path, names: Any, data: Any, num_classes: int
+) -> tuple[list[str], dict[str, Any]]:
+    """Class names and data settings that a file gives, as far as they are taken (`dtf.runs.description`).
+
+    Raises:
+        ValueError: the file does not say how clips are made and what the classes are called.
+    """
+    names = taken_names(path, names, num_classes)
+    data = taken_data(path, data, names)
     missing = [key for key in CLIP_KEYS if key not in data]
     if missing:
         raise ValueError(
             f"{path} does not say data.{', data.'.join(missing)}: it was not written by train.py"
         )
-    kinds: dict[str, Any] = dict.fromkeys(("clip_length", "frame_stride", "crop_px"), int)
-    kinds |= {"short_side_px": int | None, "sampling": Mapping | None, "mean": list | tuple}
-    kinds |= {"std": list | tuple, "test_views": str}
-    wrong = [key for key, kind in kinds.items() if key in data and not isinstance(data[key], kind)]
-    wrong += [
-        key
-        for key in ("mean", "std")
-        if key not in wrong and not all(isinstance(value, int | float) for value in data[key])
-    ]
-    if wrong:
-        raise ValueError(f"{path}: damaged description: data.{wrong[0]} cannot be {data[wrong[0]]!r}")
+    return names, data
 
 
 def served_settings(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -258,8 +248,7 @@ def _read_description(
         names, data = read_json(texts["class_names"]), read_json(texts["data"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged description: {error!r}") from error
-    check_description(path, names, data, num_classes)
-    return names, data
+    return check_description(path, names, data, num_classes)
 
 
 def _on(module: Callable[[torch.Tensor], torch.Tensor], place: torch.device) -> Any:

@@ -83,14 +83,20 @@ def build_data(cfg: DictConfig) -> VideoDataModule:
     return data
 
 
-def build_network(cfg: DictConfig, data: VideoDataModule) -> VideoNetwork:
+def build_network(cfg: DictConfig, data: VideoDataModule, goes_on: bool = False) -> VideoNetwork:
     """The network of `conf/model/` for this data set's classes and clip length.
+
+    Args:
+        cfg: of `conf/model/`.
+        data: the data set.
+        goes_on: whether the weights of a checkpoint will follow: then no pretrained ones are read.
 
     `depth` and `size` only make up the name of networks that do not take them; null means the network's own
     default.
     """
     settings = plain(cfg)
     name, pretrained = settings.pop("name"), settings.pop("pretrained", False)
+    pretrained = False if goes_on else pretrained
     of_name = {"depth", "size"} - set(architecture(name).defaults)
     overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
     return create_model(

@@ -31,12 +31,17 @@ class BestCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on in the folder of the present run, wherever it was before."""
         assert self.dirpath is not None
-        folder = Path(self.dirpath)
-        paths = {
-            key: str(folder / Path(state_dict[key]).name) if state_dict[key] else ""
-            for key in ("best_model_path", "kth_best_model_path", "last_model_path")
-        }
-        models = {str(folder / Path(path).name): score for path, score in state_dict["best_k_models"].items()}
+        folder, models = Path(self.dirpath), state_dict["best_k_models"]
+
+        def here(path: str) -> str:
+            name = Path(path).name
+            # It is deleted when there is a better one: it must be a checkpoint, and of this folder.
+            if path and not name.endswith(".ckpt"):
+                raise ValueError(f"the state of the best checkpoint is damaged: {path!r} is none")
+            return str(folder / name) if path else ""
+
+        paths = {key: here(state_dict[key]) for key in state_dict if key.endswith("_model_path")}
+        models = {here(path): score for path, score in models.items()}
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
 

@@ -5,7 +5,7 @@ A checkpoint is Lightning's dictionary (weights in `state_dict`, prefixed "netwo
     {"format": 1,
      "model": {"name": ..., "arguments": {...}},   create_model(name, **arguments) rebuilds the network
      "class_names": [...],
-     "data": {...},                                the run's data config, resolved: clip length, sampling, ...
+     "data": {...},                                the run's data config, resolved; `taken_data` of it is read
      "config": {...}}                              the run's whole config, resolved
 """
 
@@ -22,6 +22,7 @@ import torch
 from dtf.models import VideoNetwork
 from dtf.models.weights.archive import UnsafeArchive, load_archive
 from dtf.models.weights.rebuild import plain_data, rebuild
+from dtf.runs.description import taken_data, taken_names
 
 FORMAT = 1
 PREFIX = "network."
@@ -36,7 +37,7 @@ class Checkpoint:
         state_dict: weights of the network, names as in the network.
         model: {"name": str, "arguments": dict}.
         class_names: one name per class.
-        data: data config of the run.
+        data: what is taken of the run's data config, see `dtf.runs.description.taken_data`.
         config: whole config of the run.
         epoch: epochs finished when it was written, their validation included.
         step: optimiser steps taken.
@@ -59,6 +60,7 @@ class Checkpoint:
         """
         shapes = {name: tensor.shape for name, tensor in self.state_dict.items()}
         network = rebuild(self.path, self.model["name"], self.model["arguments"], shapes)
+        taken_names(self.path, self.class_names, network.arguments["num_classes"])
         network.load_state_dict(self.state_dict)
         return network.eval()
 
@@ -110,7 +112,7 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
         state_dict=state,
         model=about["model"],
         class_names=about["class_names"],
-        data=about["data"],
+        data=taken_data(path, about["data"], about["class_names"]),
         config=about["config"],
         epoch=epoch,
         step=step,

@@ -381,19 +381,32 @@ def _known_settings(conf: Path) -> list[str]:
     return list(dict.fromkeys([*keys(cfg, ""), *groups]))
 
 
+def is_option(group: str, name: str) -> bool:
+    """Whether GROUP=NAME is shipped: as a file, or as a registered network of which such a file knows."""
+    files = {path.stem for path in (CONF / group).glob("*.yaml")}
+    return name in files or (group == "model" and _network(CONF, name) is not None)
+
+
 def _name_networks(conf: Path, arguments: Iterable[str]) -> None:
     """Let `model=dtf_resnet50` stand for `model=dtf_resnet model.depth=50`: by the name in its file.
 
     Hydra is told of an option for each network that the arguments name and that has no file of its own.
     """
     asked = {word for a in arguments if a.startswith("model=") for word in re.findall(r"\w+", a[6:])}
-    asked = {word for word in asked if not (conf / "model" / f"{word}.yaml").is_file()}
+    for word in asked:
+        node = _network(conf, word)
+        if node is not None and not (conf / "model" / f"{word}.yaml").is_file():
+            ConfigStore.instance().store(group="model", name=word, node=node)
+
+
+def _network(conf: Path, name: str) -> dict[str, Any] | None:
+    """The settings that stand for a network's registered name; None for one that no file knows."""
     for path in (conf / "model").glob("*.yaml"):
-        name = re.search(r"^name: (\w+)\$\{\.(\w+)\}", path.read_text("utf-8"), flags=re.M)
-        for word in asked:
-            if name and (size := word.removeprefix(name[1])) not in ("", word):
-                node = {"defaults": [path.stem, "_self_"], name[2]: int(size) if size.isdecimal() else size}
-                ConfigStore.instance().store(group="model", name=word, node=node)
+        found = re.search(r"^name: (\w+)\$\{\.(\w+)\}", path.read_text("utf-8"), flags=re.M)
+        if found and re.fullmatch(re.escape(found[1]) + r"\w+", name):
+            size = name.removeprefix(found[1])
+            return {"defaults": [path.stem, "_self_"], found[2]: int(size) if size.isdecimal() else size}
+    return None
 
 
 # ------------------------------------------------------------------------------------------------ sweeps

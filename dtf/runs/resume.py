@@ -22,7 +22,8 @@ from hydra.errors import HydraException
 
 from dtf.errors import RunError
 from dtf.files import leads_out, read_yaml
-from dtf.runs.command import CONF, RESULTS, is_first_process, printable, program, quoted
+from dtf.runs.command import CONF, RESULTS, is_first_process, is_option, program, quoted
+from dtf.text import printable
 
 if TYPE_CHECKING:
     from dtf.runs.checkpoint import Checkpoint
@@ -144,12 +145,8 @@ def _fault(override: Override) -> str | None:
         return "is not a setting of train.py"
     value = override.value()
     if (CONF / key).is_dir():
-        options = {path.stem for path in (CONF / key).glob("*.yaml")}
-        return (
-            None
-            if value is None or (isinstance(value, str) and value in options)
-            else "is not one of the options in conf/"
-        )
+        fits = value is None or (isinstance(value, str) and is_option(key, value))
+        return None if fits else "is not one of the options that are shipped"
     if key == "data.root":
         # A run cannot do without it, so it alone may lie anywhere.
         if isinstance(value, str) and "${" not in value and os.path.isdir(os.path.expanduser(value)):

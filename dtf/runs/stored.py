@@ -1,8 +1,7 @@
 """The data settings that a checkpoint carries, brought into a config without trusting the file.
 
-A checkpoint may come from anywhere. Of its settings only plain values are taken, and only into settings that
-the config already has: never a class to build (`_target_`), never a reference (`${...}`). A data folder is
-taken only where it exists.
+A checkpoint may come from anywhere: `dtf.runs.description` says what is taken of it. A data folder is taken
+only where it exists.
 """
 
 from __future__ import annotations
@@ -13,17 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, OmegaConf
 
 from dtf.runs.command import CONF, plain, with_override
-
-CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
-"""What decides how a network sees a video: right for every data set that it is evaluated on."""
-
-_LOCAL_KEYS = (
-    *("batch_size", "repeats", "num_workers", "seed", "test_views"),
-    *("max_bad_fraction", "max_read_seconds", "decoder"),
-)
+from dtf.runs.description import CLIP_KEYS, MADE_KEYS
 
 
 def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]]) -> list[str]:
@@ -48,7 +40,7 @@ def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]])
     value = next(iter(paths[-1].sweep_string_iterator())) if paths[-1].is_sweep_override() else None
     path = value.strip("'\"") if value is not None else str(paths[-1].value())
     name = read(Path(path)).get("name")
-    known = {p.stem for p in (CONF / "data").glob("*.yaml")}
+    known = {path.stem for path in (CONF / "data").glob("*.yaml")}
     if name not in known:
         raise ValueError(
             f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"
@@ -61,61 +53,50 @@ def apply_stored(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collecti
 
     Args:
         cfg: the data config; changed in place.
-        stored: the checkpoint's data settings. For another data set only `CLIP_KEYS` are taken.
+        stored: the checkpoint's data settings, `dtf.runs.description.taken_data`. For another data set only
+            `CLIP_KEYS` are taken, for the same one its splits, its class names where this config has none,
+            and its folder where that exists, never to be made.
         overrides: the command line's overrides, `data.crop_px=112` and the like.
 
     Returns:
         The settings whose values changed, "key=value".
-
-    Raises:
-        ValueError: the file holds something else than plain values.
     """
-    given = {o.split("=", 1)[0].lstrip("+~") for o in overrides}
-    changed: list[str] = []
-    same_set = stored.get("name") == cfg.get("name")
-
-    def merge(node: DictConfig, values: Mapping[str, Any], prefix: str) -> None:
-        for key, value in values.items():
-            path = f"{prefix}.{key}"
-            if not isinstance(key, str) or key.startswith("_") or key not in node or path in given:
-                continue
-            child = None if OmegaConf.is_missing(node, key) else node[key]
-            if isinstance(child, DictConfig) and isinstance(value, Mapping):
-                merge(child, value, path)
-            elif isinstance(value, Mapping) == isinstance(child, DictConfig) or child is None:
-                _check_plain(path, value)
-                before = plain(OmegaConf.create({key: child}))[key]
-                if before != value:
-                    changed.append(f"{path}={value}")
-                node[key] = value
-
-    wanted = {
-        key: value
-        for key, value in stored.items()
-        if key in CLIP_KEYS or (same_set and key not in _LOCAL_KEYS and key != "root")
-    }
-    root = stored.get("root")
-    if same_set and isinstance(root, str) and os.path.isdir(root):
-        wanted["root"] = root
-    with open_dict(cfg):
-        merge(cfg, wanted, "data")
+    given = {key for o in overrides if (key := o.split("=", 1)[0].lstrip("+~")).startswith("data.")}
+    wanted = {key: stored[key] for key in CLIP_KEYS if key in stored and key != "sampling"}
+    for stage, options in (stored.get("sampling") or {}).items():
+        wanted |= {f"sampling.{stage}.{name}": value for name, value in options.items()}
+    if stored.get("name") == cfg.get("name"):
+        wanted |= {f"splits.{stage}": split for stage, split in stored.get("splits", {}).items()}
+        if cfg.get("class_names") is None and "class_names" in stored:
+            wanted["class_names"] = stored["class_names"]
+        root = stored.get("root", "")
+        if os.path.isdir(root):
+            wanted["root"] = root
+        if "data.root" in given or "root" not in wanted:
+            root = cfg.get("root") or ""
+        if os.path.isdir(root):
+            wanted |= {key: stored[key] for key in MADE_KEYS if key in stored}
+    changed = []
+    for key, value in wanted.items():
+        if any(f"data.{key}.".startswith(f"{path}.") for path in given) or not _has(cfg, key):
+            continue
+        before = None if OmegaConf.is_missing(cfg, key) else _select(cfg, key)
+        OmegaConf.update(cfg, key, value, merge=False)
+        if _select(cfg, key) != before:
+            changed.append(f"data.{key}={value}")
     return changed
 
 
-def _check_plain(path: str, value: Any) -> None:
-    """Refuse references and nested classes in what a file says."""
-    if isinstance(value, str) and "${" in value:
-        raise ValueError(f"the checkpoint's {path} is not a plain value: {value!r}")
-    if isinstance(value, Mapping):
-        for key, item in value.items():
-            if not isinstance(key, str) or key.startswith("_"):
-                raise ValueError(f"the checkpoint's {path} is not a mapping of plain values: {key!r}")
-            _check_plain(f"{path}.{key}", item)
-    if isinstance(value, (list, tuple)):
-        for item in value:
-            if isinstance(item, Mapping):
-                raise ValueError(f"the checkpoint's {path} is not a list of plain values")
-            _check_plain(path, item)
+def _select(cfg: DictConfig, key: str) -> Any:
+    found = OmegaConf.select(cfg, key)
+    return plain(found) if OmegaConf.is_config(found) else found
+
+
+def _has(cfg: DictConfig, key: str) -> bool:
+    """Whether the config has a setting, be it without a value yet (`???`)."""
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(cfg, parent) if parent else cfg
+    return isinstance(node, DictConfig) and name in node.keys()  # noqa: SIM118  # `in` misses a ???
 
 
 def _list(names: Collection[str]) -> str:

@@ -260,3 +260,11 @@ def test_lightning_goes_on_with_the_same_care(tmp_path: Path) -> None:
     HARMFUL["deflated"][0](path)
     with pytest.raises(ValueError, match="compressed entries"):
         AtomicCheckpointIO().load_checkpoint(path)
+
+
+def test_a_wrong_number_of_names(tmp_path: Path) -> None:
+    saved = content()
+    saved["dtf"]["class_names"] = ["a", "b"]
+    torch.save(saved, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt: .* it names 2 classes, its network has 3"):
+        load_checkpoint(tmp_path / "x.ckpt").build_network()

@@ -1,0 +1,118 @@
+"""What is taken of the description in a file of weights, `.ckpt` and `.safetensors` alike.
+
+Such a file may come from anywhere. Everything is taken by name and by type; what a name does not stand for
+here (batch sizes, augmentation, classes to build, ...) has no way in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dtf.files import leads_out
+
+CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
+"""What decides how a network sees a video: right for every data set that it is evaluated on."""
+MADE_KEYS = ("clips_per_class", "generation_seed")
+"""What generated data were made with: compared with a folder that exists, never made by."""
+_STAGES = ("train", "val", "test")
+_MOST = 8192  # frames, pixels, frames per second, ...
+
+
+def taken_names(path: Path, names: Any, num_classes: Any) -> list[str]:
+    """The names of the classes that a file of weights gives.
+
+    Args:
+        path: the file, for messages.
+        names: what it says, anything.
+        num_classes: of its network.
+
+    Raises:
+        ValueError: they are no list of so many texts.
+    """
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{path}: damaged description: class_names must be a list of texts")
+    if len(names) != num_classes:
+        raise ValueError(
+            f"{path}: damaged description: it names {len(names)} classes, its network has {num_classes}"
+        )
+    return names
+
+
+def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:
+    """What is taken of the data settings in a file of weights, which may come from anywhere.
+
+    By name: the clip view (`CLIP_KEYS`) and "test_views"; which data set it was, "name", "root", "splits" and
+    `MADE_KEYS`; "class_names", where the run had named them itself: then `names`, never a file of them.
+
+    Args:
+        path: the file, for messages.
+        data: what it says, anything.
+        names: its classes.
+
+    Raises:
+        ValueError: one of them has another type, is out of range, or leads out of the data folder.
+    """
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{path}: damaged description: data must be settings, got {str(data)[:80]}")
+    keys = (*CLIP_KEYS, "test_views", "name", "root", "splits", *MADE_KEYS)
+    taken = {key: data[key] for key in keys if key in data}
+    for key, value in taken.items():
+        if not _is_right(key, value):
+            raise _damaged(path, f"data.{key}", value)
+    return taken if data.get("class_names") is None else taken | {"class_names": names}
+
+
+def _is_right(key: str, value: Any) -> bool:
+    """Whether a data setting has the type and the range of its name."""
+    if key in ("clip_length", "frame_stride", "crop_px") or (key == "short_side_px" and value is not None):
+        return _is_count(value) and 1 <= value <= _MOST
+    if key in ("mean", "std"):
+        return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+    if key == "splits":
+        return isinstance(value, Mapping) and all(
+            stage in _STAGES and (split is None or (_is_text(split) and not leads_out(split)))
+            for stage, split in value.items()
+        )
+    if key == "sampling":
+        return isinstance(value, Mapping | None) and all(
+            stage in _STAGES and isinstance(settings, Mapping) and all(map(_is_option, settings.items()))
+            for stage, settings in (value or {}).items()
+        )
+    if key == "clips_per_class":
+        return isinstance(value, Mapping) and all(
+            stage in _STAGES and _is_count(count) for stage, count in value.items()
+        )
+    if key == "generation_seed":
+        return _is_count(value)
+    if key == "test_views":
+        return _is_text(value) and re.fullmatch(r"[0-9]{1,3}x[13]", value) is not None
+    return value is None if key == "short_side_px" else _is_text(value)
+
+
+def _is_option(item: tuple[Any, Any]) -> bool:
+    name, value = item
+    fits = value is None or isinstance(value, bool) or _is_number(value) or _is_text(value)
+    return isinstance(name, str) and not name.startswith("_") and fits
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
+
+
+def _is_text(value: Any) -> bool:
+    # "${" would be a reference to other settings, to variables of the environment, ...
+    return isinstance(value, str) and "${" not in value
+
+
+def _damaged(path: Path, key: str, value: Any) -> ValueError:
+    # The values were counted when the file was read: their text has an end.
+    text = repr(value)
+    shown = text if len(text) <= 80 else f"{text[:80]}..."
+    return ValueError(f"{path}: damaged description: {key} cannot be {shown}")
