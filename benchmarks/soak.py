@@ -136,9 +136,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 waiting += time.perf_counter() - asked
                 clips += len(batch["label"])
                 batches += 1
-                for text in filter(None, batch["error"]):
+                for videos in filter(None, batch["error"]):
                     replaced += 1
-                    reasons.update(line.partition(": ")[0] for line in text.splitlines())
+                    reasons.update(video.path for video in videos)
                 del batch
                 if batches % every == 0:
                     now = time.perf_counter()

@@ -1,7 +1,7 @@
 """Show where a trained network filtered a clip, at which temporal frequency, and what its answer rests on.
 
     python -m dtf.explain VIDEO|FOLDER... checkpoint=PATH [block=NAME,...] [class=NAME]
-                          [output=explained] [device=auto]
+                          [output=explained] [device=auto] [max_read_seconds=60]
 
 For each video, with its central clip as in evaluation, two pictures:
 
@@ -13,8 +13,8 @@ of
 * VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
 
 OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal layers (c2d_*,
-ptv_*) gets the second picture only. A file that cannot be read is named, the others go on, and the exit
-code is 1.
+ptv_*) gets the second picture only. A file that cannot be read, or takes longer than `max_read_seconds`, is
+named, the others go on, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.runs.options import FileNames, parse_options, run_command
+from dtf.runs.options import FileNames, parse_options, run_command, seconds
 from dtf.text import markup, nearest, printable
 from dtf.view.figures import drawable, new_figure, save
 
@@ -40,7 +41,14 @@ if TYPE_CHECKING:
     from dtf.models import VideoNetwork
     from dtf.predict import Predictor
 
-OPTIONS = {"checkpoint": "", "block": "", "class": "", "output": "explained", "device": "auto"}
+OPTIONS = {
+    "checkpoint": "",
+    "block": "",
+    "class": "",
+    "output": "explained",
+    "device": "auto",
+    "max_read_seconds": "60",
+}
 STEPS_DRAWN = 8
 NO_LAYERS = "has no temporal layers, so there is no picture of what they did"
 
@@ -73,24 +81,40 @@ class Clip:
         return f"frame {self.indices[frame]}" if self.seconds is None else f"{self.seconds[frame]:.2f} s"
 
 
-def read_clip(data: VideoDataModule, video: str | os.PathLike[str]) -> Clip:
+def read_clip(
+    data: VideoDataModule, video: str | os.PathLike[str], max_read_seconds: float | None = 60.0
+) -> Clip:
     """The central clip and crop of a video (a file or a folder of frames), sampled and cut as in a test.
 
+    It is read in a process of its own, which may hang or crash without harm.
+
     Raises:
-        VideoError: it cannot be read.
+        VideoError: it cannot be read, or takes longer than `max_read_seconds` (None: no limit).
     """
+    import numpy as np
+
     from dtf.data.dataset import read_views
     from dtf.data.decode import VideoError, VideoReader
+    from dtf.data.isolated import ReadingProcess
     from dtf.data.storage import open_video
 
     sampler, transform = data.frame_samplers["test"], dataclasses.replace(data.test_transform, num_crops=1)
-    with open_video(os.path.abspath(video)) as reader:
-        if sampler.target_fps is not None and not reader.fps > 0:
-            raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
-        indices = sampler.test(reader.num_frames, reader.fps)
-        frames = read_views(reader, indices, transform.crops, 1, transform.crop_px)[0].numpy()
-        seconds = reader.frame_seconds[indices[0]] if isinstance(reader, VideoReader) else None
-        return Clip(frames, indices[0], seconds)
+    size, path = transform.crop_px, os.path.abspath(video)
+    process = ReadingProcess((1, sampler.clip_length, size, size, 3))
+
+    def read() -> tuple[list[int], list[float] | None]:
+        with open_video(path) as reader:
+            if sampler.target_fps is not None and not reader.fps > 0:
+                raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
+            indices = sampler.test(reader.num_frames, reader.fps)
+            read_views(reader, indices, transform.crops, 1, size, process.memory.numpy())
+            seconds = reader.frame_seconds[indices[0]].tolist() if isinstance(reader, VideoReader) else None
+            return indices[0].tolist(), seconds
+
+    with closing(process):
+        (indices, seconds), frames = process.call(path, read, seconds=max_read_seconds)
+    times = None if seconds is None else np.array(seconds)
+    return Clip(frames[0].numpy(), np.array(indices), times)
 
 
 def grad_cam(network: VideoNetwork, video: torch.Tensor, label: int) -> torch.Tensor:
@@ -312,6 +336,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
         raise ValueError(
             f"{options['checkpoint']} is a graph without its network: give the .ckpt or .safetensors"
         )
+    max_read_seconds = seconds(options, "max_read_seconds")
     predictor = Predictor(options["checkpoint"], views="1x1", device=options["device"])
     assert isinstance(predictor.network, VideoNetwork)
     wanted = options["class"]
@@ -328,7 +353,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
         shown = printable(video)
         console.print(f"[bold]{markup(shown)}[/bold]", soft_wrap=True)
         try:
-            clip = read_clip(predictor._data, video)
+            clip = read_clip(predictor._data, video, max_read_seconds)
         except VideoError as error:
             failed += 1
             print(f"error: {printable(str(error))}", file=sys.stderr)

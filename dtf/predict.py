@@ -2,6 +2,7 @@
 
     python -m dtf.predict VIDEO|FOLDER... checkpoint=PATH [views=3x1] [top=5] [output=predictions]
                           [window=2.0 [stride=1.0]] [video=true] [picture=false] [device=cpu]
+                          [max_read_seconds=60]
 
 `checkpoint` is a .ckpt of train.py, a .safetensors file (`model.safetensors` of a run), or a .onnx or .pt2
 file of `python -m dtf.export`. It says everything else: network, class names, clip length, sampling, sizes,
@@ -18,15 +19,15 @@ a copy of each video with classes and bars burnt in. OUTPUT gets
     NAME.timeline.csv   start,end,class,score: the best classes of every window
     NAME.annotated.mp4  the annotated video
 
-A video that cannot be read is named, the others go on, and the exit code is 1.
+A video that cannot be read is named, the others go on, and the exit code is 1. So is one that takes longer
+than `max_read_seconds` to open and read (with `window`: to open, or from one window to the next), or that
+crashes its decoder.
 """
 
 from __future__ import annotations
 
 import csv
-import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -34,7 +35,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dtf.runs.options import FileNames, number, parse_options, run_command, yes_or_no
+from dtf.runs.options import FileNames, number, parse_options, run_command, seconds, yes_or_no
 from dtf.text import cell, markup, printable
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ OPTIONS = {
     "picture": "true",
     "device": "auto",
     "trust": "false",
+    "max_read_seconds": "60",
 }
 _WORKERS_FROM = 8  # fewer videos are read sooner than processes are up
 
@@ -94,6 +96,7 @@ class Predictor:
         views: "NxM" clips x crops of a video or window; "": videos as the network was tested, windows 1x1.
         device: "cpu", "cuda", ... or "auto" (a GPU where there is one).
         trust: whether a .pt2 file, which can run code, may be loaded.
+        max_read_seconds: time limit for reading a video, or a window of it; None: none. Linux only.
 
     Attributes:
         network: in evaluation mode, on `device`; None for an exported graph.
@@ -109,6 +112,7 @@ class Predictor:
         views: str = "",
         device: str = "auto",
         trust: bool = False,
+        max_read_seconds: float | None = 60.0,
     ) -> None:
         from dtf.apply.graphs import open_classifier
 
@@ -118,6 +122,7 @@ class Predictor:
         self.device = self._classifier.device
         self._data = _build_data(self._classifier.data, views)
         self._window_data = _build_data(self._classifier.data, views or "1x1")
+        self.max_read_seconds = max_read_seconds
         # 10 x 3 views of a large network need not fit into memory at once.
         self._batch_views = 4 if self.device.type == "cpu" else 16
 
@@ -150,12 +155,13 @@ class Predictor:
             data.frame_samplers["test"],
             data.test_transform,
             data.num_clips,
+            self.max_read_seconds,
         )
         num_workers = data.num_workers if len(paths) >= _WORKERS_FROM else 0
         loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
         for video, sample in zip(videos, loader, strict=True):
             if sample["error"]:
-                yield Prediction(os.fspath(video), sample["error"])
+                yield Prediction(os.fspath(video), str(sample["error"][0]))
                 continue
             views_VTHWC = sample["video"]
             parts = views_VTHWC.split(self._batch_views)
@@ -181,40 +187,45 @@ class Predictor:
         import numpy as np
         import torch
 
-        from dtf.apply.sliding import clip_seconds, read_windows, slide
-        from dtf.data.decode import VideoError, VideoReader
+        from dtf.apply.sliding import read_isolated
+        from dtf.data.decode import VideoError
         from dtf.view.annotate import FRAMES_DRAWN
 
         data = self._window_data
-        sampler, transform = data.frame_samplers["test"], data.test_transform
         name = os.fspath(video)
         frames: dict[int, np.ndarray] = {}
         batch: dict[int, torch.Tensor] = {}
         done = 0
         try:
-            with VideoReader(name) as reader:
-                windows = slide(reader, window_seconds, stride_seconds)
-                span = clip_seconds(sampler, reader.fps)
-                scores = np.empty((len(windows), len(self.class_names)), np.float32)
-                drawn = np.linspace(0, len(windows) - 1, FRAMES_DRAWN).round().astype(int).tolist()
+            windows, span, views_of_windows = read_isolated(
+                name,
+                window_seconds,
+                stride_seconds,
+                data.frame_samplers["test"],
+                data.test_transform,
+                data.num_clips,
+                self.max_read_seconds,
+            )
+            scores = np.empty((len(windows), len(self.class_names)), np.float32)
+            drawn = np.linspace(0, len(windows) - 1, FRAMES_DRAWN).round().astype(int).tolist()
 
-                def classify() -> None:
-                    views = torch.cat(list(batch.values()))
-                    parts = torch.cat([self._scores(part) for part in views.split(self._batch_views)])
-                    scores[list(batch)] = parts.unflatten(0, (len(batch), -1)).mean(dim=1).numpy()
-                    batch.clear()
+            def classify() -> None:
+                views = torch.cat(list(batch.values()))
+                parts = torch.cat([self._scores(part) for part in views.split(self._batch_views)])
+                scores[list(batch)] = parts.unflatten(0, (len(batch), -1)).mean(dim=1).numpy()
+                batch.clear()
 
-                for w, views in read_windows(reader, windows, sampler, transform, data.num_clips):
-                    if w in drawn:
-                        frames[w] = views[len(views) // 2, views.shape[1] // 2].numpy().copy()
-                    batch[w] = views
-                    if len(batch) * len(views) >= self._batch_views:
-                        classify()
-                    done += 1
-                    if on_window is not None:
-                        on_window(done, len(windows))
-                if batch:
+            for w, views in views_of_windows:
+                if w in drawn:
+                    frames[w] = views[len(views) // 2, views.shape[1] // 2].numpy().copy()
+                batch[w] = views
+                if len(batch) * len(views) >= self._batch_views:
                     classify()
+                done += 1
+                if on_window is not None:
+                    on_window(done, len(windows))
+            if batch:
+                classify()
         except VideoError as error:
             return Prediction(name, str(error))
         mean = torch.from_numpy(scores).double().mean(dim=0)
@@ -265,6 +276,7 @@ class Request:
     picture: bool
     device: str
     trust: bool
+    max_read_seconds: float | None
 
 
 def parse(arguments: Sequence[str]) -> Request:
@@ -278,7 +290,7 @@ def parse(arguments: Sequence[str]) -> Request:
         raise ValueError("no checkpoint: add checkpoint=PATH, for example OUTPUT/checkpoints/best.ckpt")
     if not files:
         raise ValueError("no video: python -m dtf.predict VIDEO... checkpoint=PATH")
-    window = _seconds(options, "window")
+    window = seconds(options, "window")
     if options["stride"] and window is None:
         raise ValueError("stride has no effect without window: add window=SECONDS")
     return Request(
@@ -288,21 +300,13 @@ def parse(arguments: Sequence[str]) -> Request:
         top=number(options, "top", 1, "classes"),
         output=options["output"],
         window=window,
-        stride=_seconds(options, "stride") or (window or 0.0) / 2,
+        stride=seconds(options, "stride") or (window or 0.0) / 2,
         video=yes_or_no(options, "video"),
         picture=yes_or_no(options, "picture"),
         device=options["device"],
         trust=yes_or_no(options, "trust"),
+        max_read_seconds=seconds(options, "max_read_seconds"),
     )
-
-
-def _seconds(options: dict[str, str], key: str) -> float | None:
-    text = options[key]
-    if not text:
-        return None
-    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not 0 < float(text) < math.inf:
-        raise ValueError(f"{key} must be seconds above 0, for example {key}=2.0; got {text!r}")
-    return float(text)
 
 
 def find_videos(files: Sequence[str]) -> list[str]:
@@ -342,7 +346,9 @@ def _run(request: Request) -> int:
     from dtf.data.decode import VideoError
     from dtf.lit.report import write_json
 
-    predictor = Predictor(request.checkpoint, request.views, request.device, request.trust)
+    predictor = Predictor(
+        request.checkpoint, request.views, request.device, request.trust, request.max_read_seconds
+    )
     videos = find_videos(request.files)
     folder = Path(request.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -468,20 +474,20 @@ def _write_files(
                 path, prediction.video, windows, scores, class_names, prediction.frames, request.top
             )
     if request.video:
-        from dtf.data.decode import VideoReader
+        from dtf.data.isolated import IsolatedReader
 
         centres = [window.centre for window in windows]
 
         def caption_at(seconds: float) -> list[tuple[str, float]]:
             return best[_nearest(centres, seconds)] if centres else overall
 
-        with VideoReader(prediction.video) as reader:
-            task = progress.add_task("annotated video", total=reader.num_frames)
-            copy = f"{stem}.annotated.mp4"
-            try:
-                write_annotated(folder / copy, reader, caption_at, lambda: progress.advance(task))
-            finally:
-                progress.remove_task(task)
+        reader = IsolatedReader(prediction.video, request.max_read_seconds)
+        task = progress.add_task("annotated video", total=reader.num_frames)
+        copy = f"{stem}.annotated.mp4"
+        try:
+            write_annotated(folder / copy, reader, caption_at, lambda: progress.advance(task))
+        finally:
+            progress.remove_task(task)
         about["annotated"] = copy
 
 

@@ -587,7 +587,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
             index, data.frame_samplers["test"], data.val_transform, 1, data.max_read_seconds, data.decoder
         )[0]
         if sample["error"]:
-            return f"no frames: {sample['error']}"
+            return f"no frames: {sample['error'][0]}"
         file = io.BytesIO()
         picture = strip(sample["video"][0].numpy(), FRAMES_SHOWN, FRAME_PX)
         Image.fromarray(picture).save(file, format="JPEG", quality=80)

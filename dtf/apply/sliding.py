@@ -8,13 +8,17 @@ Shape letters: W windows, V = N * M views of one window (N clips, M crops), T fr
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import astuple, dataclass
 
 import numpy as np
 import torch
 
 from dtf.data.decode import VideoError, VideoReader
+from dtf.data.isolated import ReadingProcess
 from dtf.data.sampling import FrameSampler
 from dtf.data.transforms import TestTransform
 
@@ -128,3 +132,49 @@ def read_windows(
             missing[w] -= 1
             if not missing[w]:
                 yield w, torch.from_numpy(pending.pop(w)).flatten(0, 1)
+
+
+def read_isolated(
+    path: str | os.PathLike[str],
+    window_seconds: float,
+    stride_seconds: float,
+    sampler: FrameSampler,
+    transform: TestTransform,
+    num_clips: int = 1,
+    max_read_seconds: float | None = None,
+) -> tuple[list[Window], float, Iterator[tuple[int, torch.Tensor]]]:
+    """`slide` and `read_windows` in a process of their own, which may hang or crash without harm.
+
+    Args:
+        path: of the video file.
+        window_seconds, stride_seconds: as for `slide`.
+        sampler, transform, num_clips: as for `read_windows`.
+        max_read_seconds: for opening the video, and for each window; None: no limit.
+
+    Returns:
+        The windows, what a clip spans (`clip_seconds`), and the views of each window as from `read_windows`.
+
+    Raises:
+        VideoError: the video cannot be read; also while the windows are read.
+    """
+    path = os.path.abspath(path)
+    size = transform.crop_px
+    process = ReadingProcess((num_clips * transform.num_crops, sampler.clip_length, size, size, 3))
+
+    def steps() -> Iterator[object]:
+        with VideoReader(path) as reader:
+            windows = slide(reader, window_seconds, stride_seconds)
+            yield [astuple(window) for window in windows], clip_seconds(sampler, reader.fps)
+            for number, views in read_windows(reader, windows, sampler, transform, num_clips):
+                process.memory.copy_(views)
+                yield number
+
+    step = functools.partial(next, steps())
+    (windows, span), _ = process.call(path, step, seconds=max_read_seconds)
+
+    def views() -> Iterator[tuple[int, torch.Tensor]]:
+        with closing(process):
+            for _ in windows:
+                yield process.call(path, step, seconds=max_read_seconds)
+
+    return [Window(*window) for window in windows], span, views()

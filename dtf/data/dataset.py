@@ -10,49 +10,65 @@ Shape letters: B clips, V = N * M views of one video (N clips, M crops), T frame
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypedDict, TypeVar
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from dtf.data.decode import VideoError
-from dtf.data.limit import TimeLimitError, call_within
+from dtf.data.isolated import ReadingProcess
 from dtf.data.lists import VideoIndex
 from dtf.data.reader import FrameReader
 from dtf.data.sampling import FrameSampler
 from dtf.data.storage import open_video
 from dtf.data.transforms import Box, TestTransform, TrainTransform
 
-R = TypeVar("R")
-
 MAX_SUBSTITUTES = 10
 """After this many broken videos in a row for one training sample, reading stops."""
 
+_ATTEMPTS = 1 + MAX_SUBSTITUTES
+
+
+class BrokenVideo(NamedTuple):
+    """A video that could not be read; as text one line, "path: reason".
+
+    Attributes:
+        path: absolute, as it is on the disk.
+        reason: one line.
+    """
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return str(VideoError(self.path, self.reason))
+
 
 class Sample(TypedDict):
-    """One video: `video` (V, T, S, S, C) uint8, `view_index` (V,) int64."""
+    """One video: `video` (V, T, S, S, C) uint8, `view_index` (V,) int64, `error` as in `Batch`."""
 
     video: torch.Tensor
     view_index: torch.Tensor
     label: int
     video_index: int
-    error: str
+    error: list[BrokenVideo]
 
 
 class Batch(TypedDict):
     """What the data module hands out.
 
     `video`: (B, C, T, S, S) uint8 from the workers, normalised float after the transfer to the device; its
-    memory is channels_last_3d. `label`, `video_index`, `view_index`: (B,) int64. `error`: B strings, ""
-    where all is well.
+    memory is channels_last_3d. `label`, `video_index`, `view_index`: (B,) int64. `error`: B lists, empty
+    where all is well: the videos that a training clip stands for in their place, or the one of a clip of
+    zeros in an evaluation.
     """
 
     video: torch.Tensor
     label: torch.Tensor
     video_index: torch.Tensor
     view_index: torch.Tensor
-    error: list[str]
+    error: list[list[BrokenVideo]]
 
 
 class TrainDataset(Dataset[Sample]):
@@ -62,15 +78,17 @@ class TrainDataset(Dataset[Sample]):
     (repeated augmentation, see `EpochSampler`), whose frames, crop and augmentation are drawn independently.
 
     A video that cannot be read is replaced by another one, drawn from (seed, epoch, index); `video_index` and
-    `label` are those of the video returned (the label after mirroring), `error` has one line "path: reason"
-    for each broken one.
+    `label` are those of the video returned (the label after mirroring), `error` names the broken ones.
+
+    Videos are read by a child process (`dtf.data.isolated`), which is this data set as it is at the first
+    item.
 
     Args:
         index: the videos.
         sampler: chooses frames.
         transform: crops and augments.
         seed: part of what all randomness is drawn from.
-        max_read_seconds: a video that takes longer counts as broken; None: no limit.
+        max_read_seconds: a video that takes longer counts as broken; None: no limit. Linux only.
         decoder: what decodes video files; see `dtf.data.decoders`.
     """
 
@@ -89,6 +107,7 @@ class TrainDataset(Dataset[Sample]):
         self.seed = seed
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
+        self._reading = ReadingProcess((1, sampler.clip_length, transform.crop_px, transform.crop_px, 3))
 
     def __len__(self) -> int:
         return len(self.index)
@@ -100,27 +119,38 @@ class TrainDataset(Dataset[Sample]):
             VideoError: this video and ten others drawn for it are all broken.
         """
         epoch, index = key if isinstance(key, tuple) else (0, key)
-        errors: list[str] = []
+        errors: list[BrokenVideo] = []
         repeat, video = divmod(index, len(self.index))
-        attempts = 1 + MAX_SUBSTITUTES
-        for attempt in range(attempts):
-            rng = np.random.default_rng((self.seed, epoch, video, repeat * attempts + attempt))
-            video_index = video if attempt == 0 else int(rng.integers(len(self.index)))
+        for draw in range(repeat * _ATTEMPTS, (repeat + 1) * _ATTEMPTS):
+            video_index, _ = self._draw(epoch, video, draw)
+            path = self.index.path(video_index)
             try:
-                clip, label = _call_limited(self, self._clip, video_index, rng)
+                label, clip = self._reading.call(
+                    path, self._read, epoch, video, draw, seconds=self.max_read_seconds
+                )
             except VideoError as error:
-                errors.append(str(error))
+                errors.append(BrokenVideo(path, error.reason))
                 continue
             return Sample(
-                video=clip.unsqueeze(0),
+                video=clip,
                 view_index=torch.zeros(1, dtype=torch.int64),
                 label=label,
                 video_index=video_index,
-                error="\n".join(errors),
+                error=errors,
             )
         raise VideoError(
             self.index.root, f"{len(errors)} videos in a row cannot be read, the last one: {errors[-1]}"
         )
+
+    def _draw(self, epoch: int, video: int, draw: int) -> tuple[int, np.random.Generator]:
+        """The video to read and what its clip is drawn from: in each repeat the video itself, then others."""
+        rng = np.random.default_rng((self.seed, epoch, video, draw))
+        return video if draw % _ATTEMPTS == 0 else int(rng.integers(len(self.index))), rng
+
+    def _read(self, epoch: int, video: int, draw: int) -> int:
+        clip, label = self._clip(*self._draw(epoch, video, draw))
+        self._reading.memory[0] = clip
+        return label
 
     def _clip(self, video_index: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
         """(T, S, S, C) uint8 and its class."""
@@ -146,14 +176,14 @@ class EvalDataset(Dataset[Sample]):
     """All fixed views of each video, from one decoding pass.
 
     View v of N clips and M crops is crop v % M of clip v // M. A video that cannot be read comes back as
-    zeros with its `error`: it is never left out and never replaced.
+    zeros with its `error`: it is never left out and never replaced. Videos are read as in `TrainDataset`.
 
     Args:
         index: the videos.
         sampler: chooses frames.
         transform: resizes and crops.
         num_clips: clips per video, N.
-        max_read_seconds: a video that takes longer counts as broken; None: no limit.
+        max_read_seconds: a video that takes longer counts as broken; None: no limit. Linux only.
         decoder: what decodes video files; see `dtf.data.decoders`.
     """
 
@@ -172,6 +202,8 @@ class EvalDataset(Dataset[Sample]):
         self.num_clips = num_clips
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
+        size = transform.crop_px
+        self._reading = ReadingProcess((self.num_views, sampler.clip_length, size, size, 3))
 
     @property
     def num_views(self) -> int:
@@ -184,41 +216,35 @@ class EvalDataset(Dataset[Sample]):
     def __getitem__(self, key: tuple[int, int] | int) -> Sample:
         """All views of video `index`; the epoch has no influence."""
         index = key[1] if isinstance(key, tuple) else key
-        error = ""
+        error: list[BrokenVideo] = []
+        path, label = self.index.path(index), int(self.index.labels[index])
         try:
-            views = _call_limited(self, self._views, index)
+            _, views = self._reading.call(path, self._read, index, seconds=self.max_read_seconds)
         except VideoError as fault:
-            error = str(fault)
-            size = self.transform.crop_px
-            shape = (self.num_views, self.sampler.clip_length, size, size, 3)
-            views = torch.zeros(shape, dtype=torch.uint8)
+            error.append(BrokenVideo(path, fault.reason))
+            views = torch.zeros(self._reading.shape, dtype=torch.uint8)
         return Sample(
             video=views,
             view_index=torch.arange(self.num_views),
-            label=int(self.index.labels[index]),
+            label=label,
             video_index=index,
             error=error,
         )
 
-    def _views(self, video_index: int) -> torch.Tensor:
-        """(V, T, S, S, C) uint8."""
+    def _read(self, video_index: int) -> None:
         with open_video(self.index.path(video_index), self.decoder) as reader:
             _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
             clips = self.sampler.test(num_frames, reader.fps, self.num_clips)
             transform = self.transform
-            return read_views(reader, clips, transform.crops, transform.num_crops, transform.crop_px)
-
-
-def _call_limited(
-    dataset: TrainDataset | EvalDataset, read: Callable[..., R], video_index: int, *args: Any
-) -> R:
-    """Read a video within the time that the data set allows."""
-    try:
-        return call_within(dataset.max_read_seconds, read, video_index, *args)
-    except TimeLimitError as error:
-        reason = f"took longer than max_read_seconds={dataset.max_read_seconds:g} and was given up"
-        raise VideoError(dataset.index.path(video_index), reason) from error
+            read_views(
+                reader,
+                clips,
+                transform.crops,
+                transform.num_crops,
+                transform.crop_px,
+                self._reading.memory.numpy(),
+            )
 
 
 def read_views(
@@ -227,6 +253,7 @@ def read_views(
     cut: Callable[[torch.Tensor], Sequence[torch.Tensor]],
     num_crops: int,
     size_px: int,
+    out: np.ndarray | None = None,
 ) -> torch.Tensor:
     """Decode each wanted frame once, cut it to size while it is in the cache, and put it where it belongs.
 
@@ -236,6 +263,7 @@ def read_views(
         cut: from a frame (C, H, W) uint8 in channels_last memory to its M crops, each (C, S, S) uint8.
         num_crops: M.
         size_px: S.
+        out: contiguous memory of what is returned; None: new memory.
 
     Returns:
         (N * M, T, S, S, C) uint8; view v is crop v % M of clip v // M.
@@ -244,7 +272,8 @@ def read_views(
     for n, clip in enumerate(clips.tolist()):
         for t, index in enumerate(clip):
             places.setdefault(index, []).append((n, t))
-    views_NMTSSC = np.empty((len(clips), num_crops, clips.shape[1], size_px, size_px, 3), np.uint8)
+    shape = (len(clips), num_crops, clips.shape[1], size_px, size_px, 3)
+    views_NMTSSC = np.empty(shape, np.uint8) if out is None else out.reshape(shape)
     for index, frame in reader.iter_frames(list(places)):
         for m, crop in enumerate(cut(torch.from_numpy(frame).permute(2, 0, 1))):
             pixels = crop.permute(1, 2, 0).numpy()

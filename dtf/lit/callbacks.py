@@ -13,7 +13,7 @@ import torch
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from rich import get_console
 
-from dtf.data.dataset import Batch
+from dtf.data.dataset import Batch, BrokenVideo
 from dtf.errors import RunError
 from dtf.files import replacing
 from dtf.lit.survival import LastCheckpoint
@@ -170,7 +170,7 @@ class BrokenVideos(Callback):
         folder: of the run: the list is kept there in broken_videos.txt; None: it is not.
 
     Attributes:
-        reasons: path of a video, as its message begins -> the message, "path: reason".
+        reasons: path of a video -> what is wrong with it.
     """
 
     def __init__(self, max_bad_fraction: float, folder: Path | None = None) -> None:
@@ -180,11 +180,13 @@ class BrokenVideos(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The videos named so far."""
-        return {"reasons": list(self.reasons.values())}
+        return {"videos": [list(video) for video in self.reasons.items()]}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the list of a resumed run."""
-        self._add(state_dict["reasons"])
+        # Checkpoints had messages "path: reason" once.
+        old = (message.partition(": ")[::2] for message in state_dict.get("reasons", []))
+        self._add(BrokenVideo(path, reason) for path, reason in (*old, *state_dict.get("videos", [])))
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int
@@ -194,9 +196,9 @@ class BrokenVideos(Callback):
         Raises:
             RunError: too many videos are broken.
         """
-        new = self._add(line for text in batch["error"] for line in text.splitlines())
-        for reason in new:
-            log.warning("replaced a broken training video: %s", reason)
+        new = self._add(video for videos in batch["error"] for video in videos)
+        for video in new:
+            log.warning("replaced a broken training video: %s", video)
         if new:
             self._check(trainer)
 
@@ -208,22 +210,21 @@ class BrokenVideos(Callback):
         """
         if trainer.world_size > 1:
             found: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(found, list(self.reasons.values()))
-            if self._add(line for lines in found for line in lines):
+            torch.distributed.all_gather_object(found, list(self.reasons.items()))
+            if self._add(BrokenVideo(*video) for videos in found for video in videos):
                 self._check(trainer)
 
-    def _add(self, lines: Iterable[str]) -> list[str]:
-        """The messages that name a new video. What is wrong with one may depend on the frames read."""
+    def _add(self, videos: Iterable[BrokenVideo]) -> list[BrokenVideo]:
+        """Those that are new. What is wrong with a video may depend on the frames read."""
         new = []
-        for line in lines:
-            path = line.partition(": ")[0]
-            if path not in self.reasons:
-                self.reasons[path] = line
-                new.append(line)
+        for video in videos:
+            if video.path not in self.reasons:
+                self.reasons[video.path] = video.reason
+                new.append(video)
         return new
 
     def _check(self, trainer: pl.Trainer) -> None:
-        reasons = list(self.reasons.values())
+        reasons = [str(BrokenVideo(*video)) for video in self.reasons.items()]
         if self.folder is not None and trainer.is_global_zero:
             with replacing(self.folder / "broken_videos.txt") as file:
                 file.writelines(f"{reason}\n" for reason in reasons)

@@ -232,8 +232,9 @@ class VideoClassifier(pl.LightningModule):
         # All views of a video come in one batch, which may be larger than what a training step holds.
         clips = batch["video"].split(self.clips_per_pass or len(batch["video"]))
         probabilities = torch.cat([self.network(part) for part in clips]).float().softmax(dim=1)
+        errors = [str(videos[0]) if videos else "" for videos in batch["error"]]
         self.scores[stage].update(
-            probabilities, batch["label"], batch["video_index"], batch["view_index"], batch["error"]
+            probabilities, batch["label"], batch["video_index"], batch["view_index"], errors
         )
 
     def _finish(self, stage: str) -> None:

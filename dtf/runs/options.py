@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import sys
@@ -73,6 +74,20 @@ def number(options: Mapping[str, str], key: str, least: int, what: str) -> int:
     if not (value.isascii() and value.isdecimal() and int(value) >= least):
         raise ValueError(f"{key} must be a number of {what}, at least {least}, got {value!r}")
     return int(value)
+
+
+def seconds(options: Mapping[str, str], key: str) -> float | None:
+    """The value of an option in seconds; None where it is empty.
+
+    Raises:
+        ValueError: it is no number above 0.
+    """
+    text = options[key]
+    if not text:
+        return None
+    if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not 0 < float(text) < math.inf:
+        raise ValueError(f"{key} must be seconds above 0, for example {key}=2.0; got {text!r}")
+    return float(text)
 
 
 def choose_device(device: str) -> torch.device:

@@ -18,6 +18,7 @@ import numpy as np
 
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
+from dtf.data.isolated import IsolatedReader
 from dtf.view.figures import drawable, new_figure, pieces, save
 
 FRAMES_DRAWN = 8
@@ -182,7 +183,7 @@ def _strip(axis: Any, frames: np.ndarray, title: str) -> None:
 
 def write_annotated(
     path: Path,
-    reader: VideoReader,
+    reader: VideoReader | IsolatedReader,
     caption_at: Callable[[float], Caption],
     on_frame: Callable[[], None] | None = None,
 ) -> None:

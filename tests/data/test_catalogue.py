@@ -211,7 +211,7 @@ def test_odd_videos_give_right_clips(name, tmp_path):
     sampler = FrameSampler(8, 2)
     dataset = EvalDataset(index, sampler, TestTransform(48), num_clips=3, max_read_seconds=60)
     sample = dataset[0]
-    assert sample["error"] == ""
+    assert sample["error"] == []
     expected = sampler.test(len(numbers), 30.0, 3)
     for view, wanted in zip(sample["video"].numpy(), expected, strict=True):
         assert numbers_of(view) == [numbers[i] for i in wanted]
@@ -220,7 +220,7 @@ def test_odd_videos_give_right_clips(name, tmp_path):
     for epoch in range(2):
         sample = training[epoch, 0]
         wanted = sampler.train(len(numbers), 30.0, np.random.default_rng((1, epoch, 0, 0)))
-        assert sample["error"] == ""
+        assert sample["error"] == []
         assert numbers_of(sample["video"][0].numpy()) == [numbers[i] for i in wanted]
 
 
@@ -294,16 +294,17 @@ def test_broken_videos_give_one_reason(name, tmp_path):
     index = VideoIndex(tmp_path, [name, "sound.mp4"], [3, 4])
 
     sample = EvalDataset(index, FrameSampler(16, 2), TestTransform(48), max_read_seconds=60)[0]
-    assert sample["error"].startswith(f"{tmp_path / name}: ")
-    assert reason in sample["error"]
-    assert "\n" not in sample["error"]
+    [error] = sample["error"]
+    assert error.path == str(tmp_path / name)
+    assert reason in error.reason
+    assert "\n" not in str(error)
     assert (sample["label"], sample["video_index"]) == (3, 0)
     assert not sample["video"].any()
 
     plain_crop = TrainTransform(48, crop="center", flip=0.0)
     sample = TrainDataset(index, FrameSampler(16, 2), plain_crop, max_read_seconds=60)[0, 0]
-    assert reason in sample["error"]
-    assert all(line.startswith(f"{tmp_path / name}: ") for line in sample["error"].splitlines())
+    assert reason in sample["error"][0].reason
+    assert {error.path for error in sample["error"]} == {str(tmp_path / name)}
     assert (sample["label"], sample["video_index"]) == (4, 1)
     assert numbers_of(sample["video"][0].numpy()) == [7] * 16
 

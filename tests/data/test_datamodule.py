@@ -54,7 +54,7 @@ def test_from_folder_to_batches(tree):
         assert batch["video"].dtype == torch.uint8
         assert numbers(batch) == batch["video_index"].tolist()
         assert batch["label"].tolist() == [int(i >= 3) for i in batch["video_index"].tolist()]
-        assert batch["error"] == ["", ""]
+        assert batch["error"] == [[], []]
     (batch,) = data.val_dataloader()
     assert numbers(batch) == [5, 6]
     assert data.video_path("val", 1) == str(tree / "val" / "b c" / "0.mp4")
@@ -394,7 +394,7 @@ def test_short_and_odd_videos_never_fail(tmp_path):
             tmp_path, clip_length=8, frame_stride=4, batch_size=3, sampling={"train": {"scheme": scheme}}
         )
         (batch,) = data.train_dataloader()
-        assert batch["error"] == [""] * 3
+        assert batch["error"] == [[]] * 3
         assert np.isfinite(batch["video"].float().numpy()).all()
 
 

@@ -43,7 +43,7 @@ def test_training_frames_are_those_of_the_sampler(square_videos, scheme):
             expected = sampler.train(lengths[i], 30.0, np.random.default_rng((5, epoch, i, 0)))
             assert item["video"].shape == (1, 8, 48, 48, 3)
             assert numbers_of(item["video"][0].numpy()) == expected.tolist()
-            assert (item["label"], item["video_index"], item["error"]) == (i, i, "")
+            assert (item["label"], item["video_index"], item["error"]) == (i, i, [])
 
 
 @pytest.mark.parametrize("scheme", ["dense", "segment", "uniform"])
@@ -79,10 +79,17 @@ def test_video_is_decoded_once_for_all_views(square_videos, monkeypatch):
     from dtf.data import dataset as module
 
     opened = []
-    monkeypatch.setattr(module, "open_video", lambda path, decoder: opened.append(path) or original(path))
-    original = __import__("dtf.data.decode", fromlist=["open_video"]).open_video
-    EvalDataset(square_videos[0], FrameSampler(8, 3), TestTransform(32, num_crops=3), num_clips=10)[3]
-    assert len(opened) == 1
+
+    def open_once(path, decoder):
+        opened.append(path)
+        assert len(opened) == 1
+        return original(path, decoder)
+
+    original = module.open_video
+    monkeypatch.setattr(module, "open_video", open_once)
+    dataset = EvalDataset(square_videos[0], FrameSampler(8, 3), TestTransform(32, num_crops=3), num_clips=10)
+    assert dataset[3]["error"] == []
+    assert "AssertionError" in dataset[3]["error"][0].reason, "the probe works"
 
 
 # ---- broken videos ----
@@ -106,7 +113,7 @@ def test_training_replaces_broken_videos(partly_broken):
         assert item["video_index"] == again["video_index"] != 0
         assert torch.equal(item["video"], again["video"])
         assert item["label"] == partly_broken.labels[item["video_index"]]
-        path, _, reason = item["error"].splitlines()[0].partition(": ")
+        path, reason = item["error"][0]
         assert path == partly_broken.path(0)
         assert reason.startswith("cannot be opened as a video")
         drawn.add(item["video_index"])
@@ -129,7 +136,7 @@ def test_evaluation_keeps_broken_videos(partly_broken):
     assert batch["label"].tolist() == [9] * 6 + [0] * 6
     assert (batch["video"][:6] == 0).all()
     assert len(batch["error"]) == 12
-    assert all("cannot be opened" in error for error in batch["error"][:6])
+    assert all("cannot be opened" in error.reason for [error] in batch["error"][:6])
     assert not any(batch["error"][6:])
     assert batch["video"].is_contiguous(memory_format=torch.channels_last_3d)
 
@@ -146,7 +153,8 @@ def test_target_fps_without_a_rate(tmp_path, monkeypatch):
     dataset = EvalDataset(
         VideoIndex(tmp_path, ["v.mp4"], [0]), FrameSampler(2, target_fps=30), TestTransform(48)
     )
-    assert dataset[0]["error"].endswith("v.mp4: has no frame rate, which sampling with target_fps needs")
+    [error] = dataset[0]["error"]
+    assert str(error) == f"{tmp_path}/v.mp4: has no frame rate, which sampling with target_fps needs"
 
 
 # ---- samplers and loaders ----

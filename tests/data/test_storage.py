@@ -178,12 +178,12 @@ def test_data_sets_read_every_storage_alike(tmp_path, write_frames):
     write_frames(tmp_path / "video", {1 + i: jpeg(i) for i in range(20)})
     index = VideoIndex(tmp_path, ["video"], [3])
     sample = EvalDataset(index, FrameSampler(4, 2), TestTransform(48), num_clips=2)[0]
-    assert sample["error"] == ""
+    assert sample["error"] == []
     assert sample["video"].shape == (2, 4, 48, 48, 3)
     train = TrainDataset(index, FrameSampler(4, 2), TrainTransform(32))[0, 0]
-    assert (train["label"], train["error"]) == (3, "")
+    assert (train["label"], train["error"]) == (3, [])
     slow = EvalDataset(index, FrameSampler(4, 2, target_fps=30), TestTransform(48))[0]
-    assert "has no frame rate" in slow["error"]
+    assert "has no frame rate" in slow["error"][0].reason
 
 
 def test_counts_of_the_list_limit_stored_frames_but_not_video_files(tmp_path):
@@ -196,8 +196,8 @@ def test_counts_of_the_list_limit_stored_frames_but_not_video_files(tmp_path):
     assert faults == []
     dataset = EvalDataset(index, FrameSampler(4, scheme="uniform"), TestTransform(48))
     assert [index.usable_frames(i, n) for i, n in ((0, 20), (2, 20))] == [10, 20]
-    assert [dataset[i]["error"] for i in (0, 2)] == ["", ""]
-    assert dataset[1]["error"].endswith("fewer: is listed with 10 frames but holds 9")
+    assert [dataset[i]["error"] for i in (0, 2)] == [[], []]
+    assert str(dataset[1]["error"][0]).endswith("fewer: is listed with 10 frames but holds 9")
 
 
 def test_frames_that_ask_for_much(tmp_path, monkeypatch, write_frames):

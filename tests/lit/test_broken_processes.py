@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_classifier import SGD, Data, fit, tiny
+from test_classifier import SGD, Data, fit, join, tiny
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler
 
@@ -18,7 +18,8 @@ EVEN, ODD = (2,), (5, 7, 9)
 
 class SplitData(Data):
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.clips, batch_size=3, sampler=DistributedSampler(self.clips, shuffle=False))
+        sampler = DistributedSampler(self.clips, shuffle=False)
+        return DataLoader(self.clips, batch_size=3, sampler=sampler, collate_fn=join)
 
 
 def fit_on_two(watch: BrokenVideos) -> None:

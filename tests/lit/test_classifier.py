@@ -10,8 +10,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
+from dtf.data.dataset import BrokenVideo
 from dtf.errors import RunError
 from dtf.lit.callbacks import BrokenVideos, EpochLine, LearningRate, RepeatFirstBatch, Throughput
 from dtf.lit.classifier import VideoClassifier
@@ -26,7 +27,7 @@ class Clips(Dataset):
     """Noise with a class-dependent brightness ramp over time; (3, 4, 16, 16)."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = ()) -> None:
-        self.count, self.broken = count, broken
+        self.count, self.path_of = count, {i: f"{i}.mp4" for i in broken}
 
     def __len__(self) -> int:
         return self.count
@@ -39,8 +40,14 @@ class Clips(Dataset):
             "label": i % 2,
             "video_index": i,
             "view_index": 0,
-            "error": f"{i}.mp4: broken" if i in self.broken else "",
+            "error": [BrokenVideo(self.path_of[i], "broken")] if i in self.path_of else [],
         }
+
+
+def join(samples: list[dict]) -> dict:
+    """A batch, with a list of broken videos for each clip."""
+    tensors = default_collate([{k: v for k, v in sample.items() if k != "error"} for sample in samples])
+    return tensors | {"error": [sample["error"] for sample in samples]}
 
 
 class Data(pl.LightningDataModule):
@@ -51,10 +58,10 @@ class Data(pl.LightningDataModule):
         self.clips = Clips(12, broken)
 
     def train_dataloader(self) -> DataLoader:
-        return DataLoader(self.clips, batch_size=4)
+        return DataLoader(self.clips, batch_size=4, collate_fn=join)
 
     def val_dataloader(self) -> DataLoader:
-        return DataLoader(self.clips, batch_size=5)
+        return DataLoader(self.clips, batch_size=5, collate_fn=join)
 
     def index(self, stage: str) -> Clips:
         return self.clips
@@ -191,18 +198,39 @@ def test_broken_training_videos_are_named_once_and_limited(
 ) -> None:
     watch = BrokenVideos(0.25, tmp_path)
     fit(VideoClassifier(tiny(), 2, SGD), watch, data=Data(broken=(2, 7)))
-    assert watch.reasons == {"2.mp4": "2.mp4: broken", "7.mp4": "7.mp4: broken"}
+    assert watch.reasons == {"2.mp4": "broken", "7.mp4": "broken"}
     assert (tmp_path / "broken_videos.txt").read_text() == "2.mp4: broken\n7.mp4: broken\n"
-    assert watch._add(["2.mp4: broken in another way", "8.mp4: broken"]) == ["8.mp4: broken"]
+    again, other = BrokenVideo("2.mp4", "broken in another way"), BrokenVideo("8.mp4", "broken")
+    assert watch._add([again, other]) == [other]
     resumed = BrokenVideos(0.25)
     resumed.load_state_dict(watch.state_dict())
     assert resumed.reasons == watch.reasons
+    resumed = BrokenVideos(0.25)
+    resumed.load_state_dict({"reasons": ["2.mp4: is: empty"]})  # of an older checkpoint
+    assert resumed.reasons == {"2.mp4": "is: empty"}
     assert [r.message for r in caplog.records if "broken training video" in r.message] == [
         "replaced a broken training video: 2.mp4: broken",
         "replaced a broken training video: 7.mp4: broken",
     ]
     with pytest.raises(RunError, match=r"1 of 12 training videos are broken.*2\.mp4: broken"):
         fit(VideoClassifier(tiny(), 2, SGD), BrokenVideos(0.01), data=Data(broken=(2, 7)))
+
+
+def test_odd_paths_keep_broken_videos_apart(tmp_path: Path) -> None:
+    """A colon, a line end, or a text that looks like an escaped one: each is a video of its own."""
+    paths = ["a: 1.mp4", "a: 2.mp4", "b\n.mp4", "b\\n.mp4", "\udcff.mp4"]
+    data = Data(broken=tuple(range(5)))
+    data.clips.path_of = dict(enumerate(paths))
+    watch = BrokenVideos(0.5, tmp_path)
+    fit(VideoClassifier(tiny(), 2, SGD), watch, data=data)
+    assert list(watch.reasons) == paths
+    assert (tmp_path / "broken_videos.txt").read_text().splitlines() == [
+        *("a: 1.mp4: broken", "a: 2.mp4: broken"),
+        *("b\\n.mp4: broken", "b\\n.mp4: broken", "\\udcff.mp4: broken"),
+    ]
+    resumed = BrokenVideos(0.5)
+    resumed.load_state_dict(watch.state_dict())
+    assert list(resumed.reasons) == paths
 
 
 def test_broken_videos_fail_a_validation() -> None:
@@ -269,7 +297,7 @@ def test_large_evaluation_batches_go_through_in_pieces():
         "label": torch.zeros(7, dtype=torch.long),
         "video_index": torch.arange(7),
         "view_index": torch.zeros(7, dtype=torch.long),
-        "error": [""] * 7,
+        "error": [[]] * 7,
     }
     results = []
     for pieces in (3, None):

@@ -16,7 +16,7 @@ import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from engine import SignalAtStep
-from test_classifier import SGD, Clips, tiny
+from test_classifier import SGD, Clips, join, tiny
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
@@ -49,11 +49,20 @@ class Data(pl.LightningDataModule):
 
     def train_dataloader(self) -> ResumableLoader:
         sampler = EpochSampler(len(self.train), shuffle=True)
-        return ResumableLoader(self.train, batch_size=self.batch_size, sampler=sampler, drop_last=True)  # type: ignore[arg-type]
+        return self.loader(self.train, sampler, drop_last=True)
 
     def val_dataloader(self) -> ResumableLoader:
         sampler = EpochSampler(len(self.val), shuffle=False)
-        return ResumableLoader(self.val, batch_size=self.batch_size, sampler=sampler)  # type: ignore[arg-type]
+        return self.loader(self.val, sampler)
+
+    def loader(self, clips: KeyedClips, sampler: EpochSampler, **settings) -> ResumableLoader:
+        return ResumableLoader(
+            clips,  # type: ignore[arg-type]
+            batch_size=self.batch_size,
+            sampler=sampler,
+            collate_fn=join,
+            **settings,
+        )
 
     def video_path(self, stage: str, video_index: int) -> str:
         return f"/{stage}/{video_index}.mp4"

@@ -1,0 +1,297 @@
+"""Reading in a process of its own: what a video does to its decoder, it does to nothing else.
+
+A decoder that is stuck, in a loop of its own or in a read that never returns, can be interrupted neither by
+an exception nor by a signal handler, and a damaged file that is mapped into memory kills the process that
+reads it. So each process that wants clips has one child that opens, decodes and crops. It is told the number
+of a video through a pipe, leaves the clip in memory that both share, and is killed where it takes too long:
+its thread, files and memory are then gone. The next video gets a new child, forked in a few milliseconds.
+
+Pebble, loky and `multiprocessing` itself refuse to start processes in the daemonic workers of a DataLoader.
+Children are forked on Linux only: elsewhere it is not safe to fork a process with threads, so reading happens
+in the process itself, without a time limit, and a crash ends the run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import functools
+import gc
+import json
+import math
+import mmap
+import os
+import signal
+import sys
+import threading
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import torch
+
+from dtf.data.decode import VideoError, VideoReader
+from dtf.text import printable
+
+FORKS = sys.platform == "linux"
+
+READ_MEMORY_BYTES = 4 << 30
+"""What reading may take on top of what the process has: decoding 8K with all its references fits."""
+
+_PR_SET_PDEATHSIG = 1
+_REASON_SIGNS = 200
+_END_SECONDS = 5.0
+
+
+class ReadingProcess:
+    """Calls functions that read videos in a child process, which may hang or crash without harm.
+
+    The child is a fork of this process as it is at the first call, or at the next one after a child was lost:
+    what changes here later does not reach it. Each process that has a copy of this object (a worker of a
+    DataLoader, forked or spawned) starts a child of its own. It ends with its process, however that ends.
+
+    Args:
+        shape: of what is read, uint8.
+    """
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = tuple(shape)
+        self._child: _Child | None = None
+        self._renew()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ReadingProcess, (self.shape,)
+
+    def _renew(self) -> None:
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._memory: torch.Tensor | None = None
+
+    @property
+    def memory(self) -> torch.Tensor:
+        """Where the function that is called puts what it read."""
+        assert self._memory is not None, "the memory is there during a call"
+        return self._memory
+
+    def call(
+        self, path: str, function: Callable[..., Any], *request: Any, seconds: float | None = None
+    ) -> tuple[Any, torch.Tensor]:
+        """Read a video.
+
+        Args:
+            path: of the video, for messages.
+            function: reads into `memory`; takes `request`. The same in each call: a child keeps the one that
+                it was started with, and between calls what that remembers.
+            request: numbers and texts.
+            seconds: time limit; None: none.
+
+        Returns:
+            What the function returns (numbers, texts, lists of them), and a copy of `memory`.
+
+        Raises:
+            VideoError: the function raised any exception, took too long, or killed its process.
+            ModuleNotFoundError: raised by the function: a package is missing, which is not the video's fault.
+        """
+        if self._process != os.getpid():  # a fork: child, memory and lock are those of the other process
+            self._end()
+            self._renew()
+        with self._lock:
+            if self._memory is None:
+                self._memory = _shared_memory(self.shape)
+            kind, answer = self._ask(function, request, seconds) if FORKS else _answer(function, request)
+            if kind == "missing":
+                raise ModuleNotFoundError(answer)
+            if kind == "done":
+                return answer, self._memory.clone()
+            if kind == "failed":  # what such an exception leaves behind is not known
+                self._end()
+            raise VideoError(path, answer)
+
+    def close(self) -> None:
+        """End the child. The next call starts another."""
+        self._end()
+
+    def _ask(
+        self, function: Callable[..., Any], request: Sequence[Any], seconds: float | None
+    ) -> Sequence[Any]:
+        if self._child is not None and not self._child.alive():
+            self._end()  # it died while it had nothing to do, which is no video's fault
+        if self._child is None:
+            self._child = _Child(function)
+            self._finish = weakref.finalize(self, self._child.end)
+        try:
+            self._child.pipe.send_bytes(json.dumps(request).encode())
+            if not self._child.pipe.poll(seconds):
+                self._end()
+                return "given up", f"took longer than max_read_seconds={seconds:g} and was given up"
+            return json.loads(self._child.pipe.recv_bytes())
+        except (EOFError, OSError):  # its end of the pipe is closed: it died
+            return "given up", f"crashed its reader ({self._end()})"
+        except BaseException:  # Ctrl-C: the answer to come is to nobody's question
+            self._end()
+            raise
+
+    def _end(self) -> str:
+        if self._child is None:
+            return ""
+        self._child = None
+        return self._finish() or ""
+
+
+class IsolatedReader:
+    """The frames of a video file, read in a process of its own; what of a `VideoReader` going forward takes.
+
+    Args:
+        path: of the video file.
+        max_read_seconds: for opening the video, and for each frame; None: no limit.
+
+    Attributes:
+        path, fps, num_frames, frame_seconds: as of `VideoReader`.
+
+    Raises:
+        VideoError: it cannot be read.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], max_read_seconds: float | None = None) -> None:
+        self.path = os.path.abspath(path)
+        self._seconds = max_read_seconds
+        with closing(ReadingProcess((1,))) as process:
+            about, _ = process.call(self.path, functools.partial(_about, self.path), seconds=max_read_seconds)
+        self.fps, times, self._shape = about
+        self.num_frames = len(times)
+        self.frame_seconds = np.array(times)
+
+    def iter_forward(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
+        """See `VideoReader`; each frame in memory of its own."""
+        with closing(ReadingProcess(self._shape)) as process:
+
+            def steps() -> Iterator[int]:
+                with VideoReader(self.path) as reader:
+                    for index, frame in reader.iter_forward(indices):
+                        process.memory[:] = torch.from_numpy(frame)
+                        yield index
+
+            step = functools.partial(next, steps())
+            for _ in indices:
+                index, frame = process.call(self.path, step, seconds=self._seconds)
+                yield index, frame.numpy()
+
+
+def _about(path: str) -> tuple[float, list[float], tuple[int, ...]]:
+    """Rate, times and (H, W, C) of the frames."""
+    with VideoReader(path) as reader:
+        [(_, frame)] = reader.iter_forward([0])
+        return reader.fps, reader.frame_seconds.tolist(), frame.shape
+
+
+class _Child:
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.parent = os.getpid()
+        self.pipe, theirs = Pipe()
+        self._status: int | None = None
+        with warnings.catch_warnings():
+            # Python warns where there are threads. The child has none of them and needs none: like a worker
+            # of a DataLoader, it only reads.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.pid = os.fork()
+        if self.pid == 0:
+            try:
+                self.pipe.close()
+                _serve(theirs, function, self.parent)
+            finally:
+                os._exit(1)
+        theirs.close()
+
+    def alive(self) -> bool:
+        if self._status is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self._status = status if pid else None
+        return self._status is None
+
+    def end(self) -> str:
+        """Kill it where it lives; returns what it died of."""
+        self.pipe.close()
+        if os.getpid() != self.parent:  # a fork of the parent: the child is not its own
+            return ""
+        stop = time.monotonic() + _END_SECONDS
+        while self.alive() and time.monotonic() < stop:
+            os.kill(self.pid, signal.SIGKILL)
+            time.sleep(0.002)
+        # One that waits for a dead disk lives until the kernel lets it go, but reads no more.
+        return cause(None if self._status is None else os.waitstatus_to_exitcode(self._status))
+
+
+def cause(exitcode: int | None) -> str:
+    """What a process died of, for messages: "SIGSEGV", or its exit code."""
+    if exitcode is None or exitcode >= 0:
+        return f"exit code {exitcode}"
+    try:
+        return signal.Signals(-exitcode).name
+    except ValueError:
+        return f"signal {-exitcode}"
+
+
+def _shared_memory(shape: Sequence[int]) -> torch.Tensor:
+    """uint8 memory that this process shares with those that it forks."""
+    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(*shape)
+
+
+# ---- in the child ------------------------------------------------------------------------------------------
+
+
+def _serve(pipe: Connection, function: Callable[..., Any], parent: int) -> None:
+    """What the child does: read what it is asked for until its parent is gone."""
+    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it ended before the line above
+        return
+    faulthandler.disable()
+    for number in (signal.SIGBUS, signal.SIGSEGV, signal.SIGFPE, signal.SIGILL, signal.SIGABRT):
+        signal.signal(number, signal.SIG_DFL)  # the parent says what happened, in one line
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # the parent's to handle, and it ends this process with itself
+    gc.freeze()  # what came with the fork stays shared
+    torch.set_num_threads(1)
+    _limit_memory()
+    while True:
+        try:
+            request = json.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        pipe.send_bytes(json.dumps(_answer(function, request)).encode())
+
+
+def _answer(function: Callable[..., Any], request: Sequence[Any]) -> tuple[str, Any]:
+    try:
+        return "done", function(*request)
+    except VideoError as error:
+        return "broken", error.reason
+    except ModuleNotFoundError as error:
+        return "missing", str(error)
+    except MemoryError:
+        return "failed", f"needs too much memory to read (a video may take {READ_MEMORY_BYTES >> 30} GiB)"
+    except Exception as error:  # whatever one odd file does must not end the run of the others
+        text = printable(" ".join(f"{type(error).__name__}: {error}".split()))
+        return "failed", f"cannot be read ({text[:_REASON_SIGNS]})"
+
+
+def _limit_memory() -> None:
+    import resource
+
+    with open("/proc/self/status") as file:
+        [data_kb] = [int(line.split()[1]) for line in file if line.startswith("VmData:")]
+    limit = (data_kb << 10) + READ_MEMORY_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(
+        resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+    )
+
+
+@functools.cache
+def _libc() -> Any:
+    return ctypes.CDLL(None)
