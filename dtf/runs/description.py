@@ -19,6 +19,7 @@ MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
 _STAGES = ("train", "val", "test")
 _MOST = 8192  # frames, pixels, frames per second, ...
+_MOST_CLIP_BYTES = 1 << 28  # of a clip in uint8: 64 frames of 1024 x 1024 are less
 
 
 def taken_names(path: Path, names: Any, num_classes: Any) -> list[str]:
@@ -53,7 +54,8 @@ def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:
         names: its classes.
 
     Raises:
-        ValueError: one of them has another type, is out of range, or leads out of the data folder.
+        ValueError: one of them has another type, is out of range, or leads out of the data folder; clips are
+            too large for memory.
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{path}: damaged description: data must be settings, got {str(data)[:80]}")
@@ -62,6 +64,12 @@ def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:
     for key, value in taken.items():
         if not _is_right(key, value):
             raise _damaged(path, f"data.{key}", value)
+    side = max(taken.get("crop_px", 1), taken.get("short_side_px") or 1)
+    if 3 * taken.get("clip_length", 1) * side**2 > _MOST_CLIP_BYTES:
+        raise ValueError(
+            f"{path}: damaged description: clips of {taken.get('clip_length', 1)} frames of {side} x {side} "
+            f"pixels have more than {_MOST_CLIP_BYTES >> 20} MiB"
+        )
     return taken if data.get("class_names") is None else taken | {"class_names": names}
 
 

@@ -77,6 +77,16 @@ def test_mistyped_settings_are_one_line(key: str, value: object) -> None:
     assert len(str(error.value)) < 200
 
 
+def test_clips_of_gigabytes() -> None:
+    """Each number may stand alone; a network without temporal layers takes clips of any length and size."""
+    for settings in ({"clip_length": 8000, "crop_px": 224}, {"crop_px": 8000}, {"short_side_px": 8000}):
+        with pytest.raises(
+            ValueError, match=r"^x\.ckpt: damaged description: clips of .* more than 256 MiB$"
+        ):
+            taken_data(FILE, VIEW | settings, ["a"])
+    taken_data(FILE, VIEW | {"clip_length": 64, "crop_px": 1024}, ["a"])
+
+
 def test_mistyped_names_and_data() -> None:
     for names in ("ab", ["a", 1], {"a": 1}, None):
         with pytest.raises(ValueError, match="class_names must be a list of texts"):
