@@ -1,15 +1,15 @@
 """A page about a run that needs nothing but a browser: OUTPUT/report.html.
 
-    python -m dtf.report DIR... [frames=false]
+    python -m dtf.report DIR... [frames=true]
 
 train.py and eval.py write it at their end; this command makes it again from what is in the folder: curves (of
-all parts of a resumed run), test results, confusions, classes, frames of right and wrong videos, temporal
-filters, settings, and how to repeat the run. Everything is inside the one file. A run that is not finished
+all parts of a resumed run), test results, confusions, classes, right and wrong videos, temporal filters,
+settings, and how to repeat the run. Everything is inside the one file. A run that is not finished
 gets what there is so far.
 
 The folder may come from anywhere: what leads out of it, is no plain data or is too large is refused in one
-line, a section whose file holds other things than a run writes there is left out with a note, and frames are
-read of videos below data.root only (with frames=false, of none).
+line, a section whose file holds other things than a run writes there is left out with a note, and no video
+is read. frames=true, for a run of your own, shows frames of the videos below the data.root that it names.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ MOST_BLOCKS, MOST_FREQUENCIES, MOST_PANELS = 200, 64, 40
 MOST_CLIP_BYTES = 1 << 29
 
 log = logging.getLogger(__name__)
+_NO_FRAMES = "no frames: frames=true shows those of a run of your own"
 Block = dict[str, Any]
 """A piece of a section, shown by the macro of that name in report.html: plain data."""
 
@@ -530,7 +531,7 @@ def choose_videos(videos: Sequence[Video], right: bool) -> list[Video]:
 
 
 def _videos(run: Run, frames: bool) -> list[Block]:
-    read = _reader(run.config) if frames else lambda path: "no frames: frames=false"
+    read = _reader(run.config) if frames else lambda path: _NO_FRAMES
     root = _at(run.config, "data", "root")
     names = {cell(name): name for name in run.results.get("per_class", {})}
     blocks: list[Block] = []
@@ -699,7 +700,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(__doc__)
         return 0 if arguments else 2
     with one_line_errors():
-        folders, options = parse_options(arguments, {"frames": "true"})
+        folders, options = parse_options(arguments, {"frames": "false"})
         for folder in folders:
             print(write_report(folder, yes_or_no(options, "frames")))
         return 0

@@ -109,7 +109,7 @@ def test_train_leaves_a_page_and_it_is_made_again(tiny_run: Path, capsys) -> Non
         str(tiny_run) if word == "OUTPUT" else word for word in documented("dashboards.md", "dtf.report")
     ]
     assert command[:2] == ["-m", "dtf.report"]
-    assert report.main(command[2:]) == 0
+    assert report.main([*command[2:], "frames=true"]) == 0
     assert capsys.readouterr().out.strip() == str(tiny_run / "report.html")
     assert Page(tiny_run / "report.html").text == first.text
 
@@ -394,10 +394,10 @@ def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> Non
     run = tmp_path / "run"
     evaluated(run, ["a", "b"], [str(tmp_path / "a.mp4")], [0], [[1, 0]])
     for root, arguments, reason in (
-        (tmp_path, [], None),
-        (os.path.relpath(tmp_path), [], None),
-        (tmp_path / "data", [], "does not lie below data.root"),
-        (tmp_path, ["frames=false"], "frames=false"),
+        (tmp_path, ["frames=true"], None),
+        (os.path.relpath(tmp_path), ["frames=true"], None),
+        (tmp_path / "data", ["frames=true"], "does not lie below data.root"),
+        (tmp_path, [], "frames=true shows those of a run of your own"),
     ):
         (run / "config.yaml").write_text(CLIP + f", root: '{root}'}}\n")
         assert report.main([str(run), *arguments]) == 0
