@@ -3,7 +3,7 @@
 Reads the official annotations (or `path label` lists), finds their videos below ROOT whatever the folders are
 called, opens each in a process of its own, and writes ROOT/lists: `train.txt`, `val.txt`, ... (`path label`,
 paths relative to ROOT), `classes.txt`, `report.json`, `excluded.csv`. `--resize` makes a smaller copy on
-the way and writes the lists there. Every result goes to `lists/journal.jsonl` at once: a run that was
+the way and writes the lists there. Every result goes to `lists/journal.sqlite` at once: a run that was
 stopped, in whatever way, goes on where it was when started again.
 
 What is known of each data set stands in `dtf.data.sets`.

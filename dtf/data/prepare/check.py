@@ -14,58 +14,54 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dtf.data.pool import Lost, run_isolated
 from dtf.data.prepare.jobs import PART, Encoding, Probe, Resize, probe, resize
-from dtf.data.prepare.journal import Journal
-from dtf.data.prepare.videos import EXCLUDED, MISSING, Videos
+from dtf.data.prepare.rows import File, Videos
+
+_NONE = (-1, -1)  # size and time of a file that is not there
 
 
 def run(
     videos: Videos,
-    journal: Journal,
     args: argparse.Namespace,
     root: Path,
     out: Path,
     encoding: Encoding | None,
     console: Console,
 ) -> None:
-    """Probe or resize every video that is not known yet, and note each result at once."""
-    pending: dict[Probe | Resize, tuple[int, tuple[int, int]]] = {}
+    """Probe or resize every video that is not known yet, and note each result at once.
+
+    Args:
+        videos: with a journal.
+        args: as parsed.
+        root: the videos' paths are below it.
+        out: folder of the copy; `root` without one.
+        encoding: of the copy; None: there is none.
+        console: for the bar.
+
+    Raises:
+        Stop: the copy cannot be written. RuntimeError: the processes do not start.
+    """
+    pending: dict[Probe | Resize, tuple[str, tuple[int, int]]] = {}
     full = encoding is not None or args.check == "full"
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("resize" if encoding else "check", total=videos.num_found)
 
-        def note(i: int, stamp: tuple[int, int], result: Mapping[str, Any]) -> None:
-            head = {
-                "name": videos.ids[i].decode(),
-                "path": videos.path(i),
-                "size": stamp[0],
-                "time": stamp[1],
-            }
-            record = {**head, "full": full, **result}
-            videos.take(i, record, journal.append(record))
+        def note(path: str, stamp: tuple[int, int], result: Mapping[str, Any]) -> None:
+            videos.note(path, stamp, full, result)
             progress.advance(task)
 
         def jobs() -> Iterator[Probe | Resize]:
-            for i in videos.found().tolist():
-                path = os.path.join(root, videos.path(i))
-                try:
-                    status = os.stat(path)
-                except OSError as error:
-                    reason = "is a link to a missing file" if os.path.islink(path) else error.strerror
-                    if _is_known(videos, i, (-1, -1), full, None):
-                        progress.advance(task)
-                    else:
-                        note(i, (-1, -1), {"error": reason})
-                    continue
-                stamp = (status.st_size, status.st_mtime_ns)
-                target = os.path.join(out, os.path.splitext(videos.path(i))[0])
-                if _is_known(videos, i, stamp, full, out if encoding else None):
+            for file in videos.files():
+                path = os.path.join(root, file.path)
+                stamp, fault = _look(path, file.path)
+                if _is_known(file, stamp, full, out if encoding else None):
                     progress.advance(task)
-                elif fault := _unlistable(videos.path(i)):
-                    note(i, stamp, {"error": fault})
+                elif fault:
+                    note(file.path, stamp, {"error": fault})
                 else:
+                    target = os.path.join(out, os.path.splitext(file.path)[0])
                     job = Resize(path, target, encoding) if encoding else Probe(path, full)
-                    pending[job] = (i, stamp)
+                    pending[job] = (file.path, stamp)
                     yield job
 
         results = run_isolated(
@@ -76,8 +72,7 @@ def run(
         )
         with contextlib.closing(results):
             for job, result in results:
-                i, stamp = pending.pop(job)
-                note(i, stamp, {"error": result.reason} if isinstance(result, Lost) else result)
+                note(*pending.pop(job), {"error": result.reason} if isinstance(result, Lost) else result)
 
 
 def remove_parts(out: Path) -> None:
@@ -88,16 +83,22 @@ def remove_parts(out: Path) -> None:
                 os.unlink(os.path.join(folder, name))
 
 
-def _is_known(videos: Videos, i: int, stamp: tuple[int, int], full: bool, out: Path | None) -> bool:
+def _look(path: str, listed: str) -> tuple[tuple[int, int], str | None]:
+    """(size in bytes and time in ns of a file, why it need not be opened or None)."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return _NONE, "is a link to a missing file" if os.path.islink(path) else str(error.strerror)
+    fault = None
+    if listed != listed.strip() or "\n" in listed or "\r" in listed:
+        fault = "has a line break or an outer blank in its path, which cannot stand in a list"
+    return (status.st_size, status.st_mtime_ns), fault
+
+
+def _is_known(file: File, stamp: tuple[int, int], full: bool, out: Path | None) -> bool:
     """Whether an earlier run has looked at this very file as thoroughly as this run would."""
-    if videos.state[i] == MISSING or (videos.size[i], videos.time[i]) != stamp:
+    if file.stamp != stamp:
         return False
-    if videos.state[i] == EXCLUDED:
-        return True
-    return bool(videos.full[i] or not full) and (out is None or os.path.exists(out / videos.listed_path(i)))
-
-
-def _unlistable(path: str) -> str | None:
-    if path != path.strip() or "\n" in path or "\r" in path:
-        return "has a line break or an outer blank in its path, which cannot stand in a list"
-    return None
+    if file.excluded or stamp == _NONE:
+        return file.excluded
+    return (file.full or not full) and (out is None or os.path.exists(out / file.listed))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import os
+import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,10 @@ from dtf.data.pool import Stop
 from dtf.data.prepare.annotation_files import read_annotations
 from dtf.data.prepare.check import remove_parts, run
 from dtf.data.prepare.jobs import PRESETS, Encoding
-from dtf.data.prepare.journal import JOURNAL, open_journal
+from dtf.data.prepare.journal import open_journal
 from dtf.data.prepare.results import table, write_results
-from dtf.data.prepare.videos import LISTS, Videos
+from dtf.data.prepare.rows import Videos
+from dtf.data.prepare.scan import LISTS, Scan
 from dtf.data.sets.data_set import DATA_SETS, DataSet
 from dtf.text import degrade_output, markup, printable, printable_lines
 
@@ -33,6 +36,11 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
+    except sqlite3.Error as error:
+        print(
+            f"error: temporary rows cannot be kept ({error}); make room for temporary files", file=sys.stderr
+        )
+        return 1
     except (ValueError, Stop, OSError, RuntimeError) as error:
         print(f"error: {printable_lines(str(error))}", file=sys.stderr)
         return 1
@@ -173,27 +181,27 @@ def prepare(args: argparse.Namespace) -> dict[str, Any]:
     for note in notes:
         console.print(f"note: {markup(note)}", highlight=False)
 
-    videos = Videos(data_set, annotated)
-    videos.scan(root, skip=out)
-    if not videos.num_found:
-        raise ValueError(
-            f"{root}: holds none of the {len(videos)} annotated videos (looked for names like "
-            f"{data_set.example})"
-        )
-    settings = {"dataset": args.dataset, "resize": dataclasses.asdict(encoding) if encoding else None}
-    with open_journal(out / LISTS / JOURNAL, settings) as journal:
-        if encoding:
-            remove_parts(out)
-        journal.load(videos, retry_failed=args.retry_failed)
-        run(videos, journal, args, root, out, encoding, console)
-        videos.check_folders()
-        report = write_results(videos, journal, out, notes, skipped, args, files)
+    with contextlib.closing(Videos(annotated)) as videos:
+        scan = Scan(videos, data_set)
+        scan.run(root, skip=out)
+        num_found = videos.num_found
+        if not num_found:
+            raise ValueError(
+                f"{root}: holds none of the {len(videos)} annotated videos (looked for names like "
+                f"{data_set.example})"
+            )
+        settings = {"dataset": args.dataset, "resize": dataclasses.asdict(encoding) if encoding else None}
+        with open_journal(videos, out / LISTS, settings):
+            if encoding:
+                remove_parts(out)
+            if args.retry_failed:
+                videos.forget_excluded()
+            run(videos, args, root, out, encoding, console)
+            report = write_results(videos, scan, out, notes, skipped, args, files)
     console.print(table(report))
     console.print(f"lists and report: {markup(out / LISTS)}", highlight=False)
     if not any(row["usable"] for row in report["splits"].values()):
-        raise ValueError(
-            f"none of the {videos.num_found} videos can be used; {out / LISTS}/excluded.csv says why"
-        )
+        raise ValueError(f"none of the {num_found} videos can be used; {out / LISTS}/excluded.csv says why")
     return report
 
 

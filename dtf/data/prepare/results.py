@@ -7,6 +7,7 @@ import collections
 import csv
 import importlib.metadata
 import io
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -18,8 +19,9 @@ from rich.text import Text
 
 from dtf.data.annotations import WITHHELD
 from dtf.data.lists import read_list
-from dtf.data.prepare.journal import Journal
-from dtf.data.prepare.videos import EXAMPLES, LISTS, MISSING, USABLE, Videos
+from dtf.data.prepare.rows import Videos, listed_path, unpack
+from dtf.data.prepare.scan import EXAMPLES, LISTS, Scan
+from dtf.data.sets.data_set import DATA_SETS
 from dtf.files import atomically
 from dtf.text import cell, printable
 
@@ -28,7 +30,7 @@ _REASONS = 50  # kinds of reasons that are counted apart
 
 def write_results(
     videos: Videos,
-    journal: Journal,
+    scan: Scan,
     out: Path,
     notes: list[str],
     skipped: list[str],
@@ -39,21 +41,21 @@ def write_results(
     folder = out / LISTS
     _write(folder / "classes.txt", (f"{name}\n" for name in videos.class_names))
     reasons = {split: collections.Counter[str]() for split in videos.splits}
-    _write(folder / "excluded.csv", _excluded_rows(videos, journal, reasons))
+    _write(folder / "excluded.csv", _excluded_rows(videos, reasons))
     splits: dict[str, Any] = {}
     for number, split in enumerate(videos.splits):
-        chosen = np.flatnonzero((videos.split_of == number) & (videos.state == USABLE))
-        labelled = videos.labels[chosen] != WITHHELD
         path = folder / f"{split}.txt"
-        if labelled.any():
-            _write(path, (f"{videos.listed_path(i)} {videos.labels[i]}\n" for i in chosen[labelled].tolist()))
+        listed = _listed(videos, number, "label != ?")
+        if (first := next(listed, None)) is not None:
+            rows = itertools.chain([first], listed)
+            _write(path, (f"{video} {label}\n" for video, label in rows))
         else:
             path.unlink(missing_ok=True)
-        if not labelled.all():
-            _write(
-                folder / f"{split}_unlabelled.txt", (f"{videos.listed_path(i)}\n" for i in chosen[~labelled])
-            )
-        splits[split] = _summary(videos, number, chosen, reasons[split])
+        unlabelled = _listed(videos, number, "label = ?")
+        if (first := next(unlabelled, None)) is not None:
+            rows = itertools.chain([first], unlabelled)
+            _write(folder / f"{split}_unlabelled.txt", (f"{video}\n" for video, _ in rows))
+        splits[split] = _summary(videos, args.dataset, number, reasons[split])
     report = {
         "dataset": args.dataset,
         "dtf_version": importlib.metadata.version("dtf"),
@@ -64,9 +66,9 @@ def write_results(
         "splits": splits,
         "notes": notes,
         "skipped_rows": {"count": len(skipped), "examples": skipped[:EXAMPLES]},
-        "not_annotated": videos.extra.report(),
-        "found_twice": videos.doubles.report(),
-        "in_folder_of_another_class": videos.misplaced.report(),
+        "not_annotated": scan.extra.report(),
+        "found_twice": scan.doubles.report(),
+        "in_folder_of_another_class": scan.misplaced.report(),
     }
     _write(folder / "report.json", [json.dumps(report, indent=2, ensure_ascii=False), "\n"])
     for split in videos.splits:
@@ -78,54 +80,75 @@ def write_results(
     return report
 
 
-def _excluded_rows(
-    videos: Videos, journal: Journal, reasons: Mapping[str, collections.Counter[str]]
-) -> Iterator[str]:
+def _listed(videos: Videos, split: int, labels: str) -> Iterator[tuple[str, int]]:
+    """(path for the list, label) of usable videos, in the order of the annotations."""
+    query = (
+        f"SELECT path, ending, label FROM outcomes WHERE usable AND split = ? AND {labels} ORDER BY number"
+    )
+    for path, ending, label in videos.db.execute(query, (split, WITHHELD)):
+        yield listed_path(unpack(path), ending), label
+
+
+def _excluded_rows(videos: Videos, reasons: Mapping[str, collections.Counter[str]]) -> Iterator[str]:
     """Lines of the table of videos that are annotated but not in the lists; counts the reasons on the way."""
     yield csv_row("split", "name", "path", "reason")
-    for i in np.flatnonzero(videos.state != USABLE).tolist():
-        split = videos.splits[videos.split_of[i]]
-        if videos.state[i] == MISSING:
-            path, reason = "", "missing"
-        else:
-            path, reason = videos.path(i), str(journal.record_at(int(videos.line_at[i])).get("error"))
+    query = "SELECT split, name, path, error FROM outcomes WHERE usable IS NOT 1 ORDER BY number"
+    for number, name, path, error in videos.db.execute(query):
+        split, reason = videos.splits[number], "missing" if path is None else unpack(error)
         if reason in reasons[split] or len(reasons[split]) < _REASONS:
             reasons[split][reason] += 1
         else:
             reasons[split]["other"] += 1
-        yield csv_row(split, videos.ids[i].decode(), path, reason)
+        yield csv_row(split, name, "" if path is None else unpack(path), reason)
 
 
-def _summary(
-    videos: Videos, number: int, chosen: np.ndarray, reasons: collections.Counter[str]
-) -> dict[str, Any]:
+def _summary(videos: Videos, dataset: str, number: int, reasons: collections.Counter[str]) -> dict[str, Any]:
     """Counts of one split."""
-    mine = videos.split_of == number
-    split = videos.splits[number]
-    frames = videos.frames[chosen]
-    present = np.unique(videos.labels[chosen])
-    labels = np.unique(videos.labels[mine & (videos.labels >= 0)])
-    sizes = collections.Counter(
-        zip(videos.width[chosen].tolist(), videos.height[chosen].tolist(), strict=True)
+    counts = """
+        SELECT count(*), count(path), total(usable), total(usable AND label != ?),
+            total(usable AND damaged != 0), total(usable AND rotation != 0)
+        FROM outcomes WHERE split = ?"""
+    annotated, found, usable, listed, damaged, rotated = map(
+        int, videos.db.execute(counts, (WITHHELD, number)).fetchone()
     )
-    rates = collections.Counter(np.round(videos.fps[chosen].astype(float), 2).tolist())
+    query = "SELECT frames FROM outcomes WHERE usable AND split = ?"
+    frames = np.array([count for (count,) in videos.db.execute(query, (number,))])
+    absent = """
+        SELECT label FROM outcomes WHERE split = ? AND label >= 0
+        GROUP BY label HAVING total(usable) = 0 ORDER BY label LIMIT ?"""
+    labels = videos.db.execute(absent, (number, EXAMPLES))
     return {
-        "official": videos.data_set.official.get(split),
-        "annotated": int(mine.sum()),
-        "found": int((mine & videos.has_file).sum()),
-        "usable": len(chosen),
-        "listed": int((videos.labels[chosen] != WITHHELD).sum()),
-        "excluded": int(mine.sum()) - len(chosen),
+        "official": DATA_SETS[dataset].official.get(videos.splits[number]),
+        "annotated": annotated,
+        "found": found,
+        "usable": usable,
+        "listed": listed,
+        "excluded": annotated - usable,
         "reasons": dict(reasons.most_common()),
-        "damaged_but_usable": int(videos.damaged[chosen].sum()),
-        "rotated": int((videos.rotation[chosen] != 0).sum()),
+        "damaged_but_usable": damaged,
+        "rotated": rotated,
         "frames": {"min": int(frames.min()), "median": int(np.median(frames)), "max": int(frames.max())}
-        if len(frames)
+        if usable
         else None,
-        "fps": {f"{rate:g}": count for rate, count in rates.most_common(5)},
-        "sizes": {f"{w}x{h}": count for (w, h), count in sizes.most_common(5)},
-        "classes_without_video": [videos.class_names[k] for k in np.setdiff1d(labels, present)][:EXAMPLES],
+        "fps": _most_common_rates(videos, number),
+        "sizes": _most_common_sizes(videos, number),
+        "classes_without_video": [videos.class_names[label] for (label,) in labels],
     }
+
+
+def _most_common_rates(videos: Videos, split: int) -> dict[str, int]:
+    query = "SELECT fps, count(*) FROM outcomes WHERE usable AND split = ? GROUP BY fps ORDER BY min(number)"
+    rates = collections.Counter[float]()
+    for fps, count in videos.db.execute(query, (split,)):
+        rates[float(np.round(float(np.float32(fps)), 2))] += count
+    return {f"{rate:g}": count for rate, count in rates.most_common(5)}
+
+
+def _most_common_sizes(videos: Videos, split: int) -> dict[str, int]:
+    query = """
+        SELECT width, height, count(*) FROM outcomes WHERE usable AND split = ?
+        GROUP BY width, height ORDER BY count(*) DESC, min(number) LIMIT 5"""
+    return {f"{width}x{height}": count for width, height, count in videos.db.execute(query, (split,))}
 
 
 def table(report: Mapping[str, Any]) -> Table:
