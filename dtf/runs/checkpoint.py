@@ -97,8 +97,10 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
         raise ValueError(
             f"{path} is a checkpoint of something else: it does not say which dtf network it holds"
         )
-    if about.get("format") != FORMAT:
-        raise ValueError(f"{path} has checkpoint format {about.get('format')!r}; this version reads {FORMAT}")
+    version = about.get("format")
+    if not isinstance(version, int) or version != FORMAT:
+        found = version if isinstance(version, int) else f"of type {type(version).__name__}"
+        raise ValueError(f"{path} has checkpoint format {found}; this version reads {FORMAT}")
     try:
         _check(plain_data(about), content["state_dict"])
         epoch, step = _epochs(content), int(content.get("global_step", 0))

@@ -268,3 +268,27 @@ def test_a_wrong_number_of_names(tmp_path: Path) -> None:
     torch.save(saved, tmp_path / "x.ckpt")
     with pytest.raises(ValueError, match=r"x\.ckpt: .* it names 2 classes, its network has 3"):
         load_checkpoint(tmp_path / "x.ckpt").build_network()
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("format",), torch.zeros(3)),
+        (("format",), "x" * 100_000),
+        (("model", "name"), "x" * 100_000),
+        (("model", "arguments", "clip_length"), "x" * 100_000),
+        (("config",), {"a": torch.zeros(3)}),
+    ],
+)
+def test_mistyped_entries_are_one_line(tmp_path: Path, place: tuple[str, ...], value: object) -> None:
+    """A line that can be read: as long as a text in the file it would fill the terminal."""
+    saved = content()
+    node = saved["dtf"]
+    for key in place[:-1]:
+        node = node[key]
+    node[place[-1]] = value
+    torch.save(saved, tmp_path / "x.ckpt")
+    with pytest.raises(ValueError, match=r"x\.ckpt") as error:
+        load_checkpoint(tmp_path / "x.ckpt").build_network()
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 1000

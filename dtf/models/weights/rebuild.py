@@ -100,8 +100,9 @@ def rebuild(source: object, name: Any, arguments: Any, shapes: Mapping[str, Sequ
         if not misfits:
             return create_model(name, **arguments)
     except _UNBUILDABLE as error:
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{source}: cannot rebuild {name!r} from it: {reason}") from error
+        # Both may repeat a text of the file, of any length.
+        reason = (str(error).strip() or repr(error)).splitlines()[0][:300]
+        raise ValueError(f"{source}: cannot rebuild {repr(name)[:80]} from it: {reason}") from error
     raise ValueError(
         f"{source}: cannot rebuild {name!r} from it: {len(misfits)} tensors are missing, left over or of "
         f"another shape, first {misfits[0]}; it was written by another version, or its header was changed"
