@@ -118,11 +118,11 @@ def _track_fault(tables: _Track, file_bytes: int) -> str | None:
     # A sample takes a byte, or half a byte of the table of sizes.
     if num_samples > 2 * file_bytes:
         return f"claims {num_samples} samples, more than its {file_bytes} bytes can hold"
-    times = [_entries(table, 2) for table in tables.get(b"stts", ())]
     is_raw_sound = (
         b"soun" in handlers
         and b"vide" not in handlers
-        and all(len(entries) == 1 and entries[0, 1] == 1 for entries in times)
+        and b"stts" in tables
+        and all(_count(table, 4) == 1 == _count(table, 12) for table in tables[b"stts"])
     )
     if is_raw_sound:  # a sample is a sound level: FFmpeg goes by chunks of them
         num_samples = max(
@@ -134,7 +134,9 @@ def _track_fault(tables: _Track, file_bytes: int) -> str | None:
             ),
             default=0,
         )
-    num_shifts = max((int(_entries(table, 2)[:, 0].sum()) for table in tables.get(b"ctts", ())), default=0)
+    num_shifts = max(
+        (int(_entries(table, 2)[:, 0].sum(dtype=np.int64)) for table in tables.get(b"ctts", ())), default=0
+    )
     if (most := max(num_samples, num_shifts)) > bounds.MAX_PACKETS:
         return f"claims {most} samples (at most {bounds.MAX_PACKETS})"
     return None
@@ -145,15 +147,16 @@ def _count(table: bytes, place: int) -> int:
 
 
 def _entries(table: bytes, columns: int) -> np.ndarray:
-    """(E, columns) int64, as many as are there, of a table of 32-bit numbers after its count."""
+    """(E, columns) unsigned, as many as are there, of a table of 32-bit numbers after its count."""
     num = min(_count(table, 4), (len(table) - 8) // (4 * columns)) if len(table) >= 8 else 0
     entries = np.frombuffer(table, ">u4", num * columns, offset=8) if num else np.empty(0, ">u4")
-    return entries.astype(np.int64).reshape(num, columns)
+    return entries.reshape(num, columns)
 
 
 def _num_pieces(runs: np.ndarray, num_chunks: int) -> int:
     """Pieces of raw sound: runs (E, 3) are (first chunk, samples in each, description)."""
     if not len(runs):
         return 0
+    runs = runs.astype(np.int64)
     lengths = np.diff(np.append(runs[:, 0], num_chunks + 1)).clip(0)
     return int(np.sum(lengths * (-(-runs[:, 1] // _SOUND_PIECE)), dtype=np.float64))

@@ -278,10 +278,11 @@ class VideoReader(FrameReader, Video):
         shown = np.flatnonzero(is_shown)
         if not len(shown):
             raise VideoError(self.path, "has no frame that is to be shown")
+        shown_pts = np.sort(pts[shown])
         self._sequential = bool(
             "avi" in self._container.format.name.split(",")
-            or (pts[shown] == _NO_STAMP).any()
-            or len(np.unique(pts[shown])) < len(shown)
+            or shown_pts[0] == _NO_STAMP  # the lowest of all
+            or (shown_pts[1:] == shown_pts[:-1]).any()
             or not is_key.any()
         )
         if self._sequential:
@@ -431,17 +432,16 @@ class VideoReader(FrameReader, Video):
             yield index, last
 
     def _iter_by_stamp(self, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        missing = set(wanted.tolist())
         positions = self._position[wanted]
+        missing = dict(zip(self._pts[positions].tolist(), wanted.tolist(), strict=True))  # by time stamp
         wanted_packets = set(positions.tolist())
         for start, stop in self._ranges(positions):
             for frame in self._decode_range(start, stop, wanted_packets):
-                index = self._index_of(frame.pts)
-                if index is not None and index in missing:
-                    missing.discard(index)
+                index = missing.pop(frame.pts, None)
+                if index is not None:
                     yield index, self._to_array(frame)
         if missing:
-            yield from self._recover(missing)
+            yield from self._recover(set(missing.values()))
 
     def _ranges(self, positions: np.ndarray) -> list[tuple[int, int]]:
         """Ranges [start, stop) of packets, each from a key frame, so that all `positions` come out."""
