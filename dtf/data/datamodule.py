@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import json
 import logging
 import os
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,17 +16,18 @@ from pytorch_lightning import LightningDataModule
 
 from dtf.data import bounds
 from dtf.data.augment import RandAugment, RandomErasing
+from dtf.data.clip_view import STAGES, ClipView
 from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
 from dtf.data.decoders import reader_class
 from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list, repeated
-from dtf.data.sampling import FrameSampler, parse_views
+from dtf.data.sampling import parse_views
 from dtf.data.sets.data_set import DATA_SETS
-from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, TrainTransform, normalize
+from dtf.data.settings import build, known
+from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
 
 log = logging.getLogger(__name__)
 _MOST_REPORT_BYTES = 1 << 26
 
-STAGES = ("train", "val", "test")
 _STAGES_OF = {
     None: STAGES,
     "fit": ("train", "val"),
@@ -38,8 +37,6 @@ _STAGES_OF = {
 }
 
 _AUGMENT_PARTS: dict[str, type] = {"rand_augment": RandAugment, "erase": RandomErasing}
-
-T = TypeVar("T")
 
 
 class VideoDataModule(LightningDataModule):
@@ -111,18 +108,12 @@ class VideoDataModule(LightningDataModule):
         super().__init__()
         self.root = os.path.abspath(os.path.expanduser(os.fspath(root)))
         self.name = name
-        self.splits = {stage: stage for stage in STAGES} | dict(_known(splits, STAGES, "data.splits"))
-        self.clip_length = clip_length
-        self.frame_stride = frame_stride
-        self.crop_px = crop_px
-        self.short_side_px = crop_px if short_side_px is None else short_side_px
+        self.splits = {stage: stage for stage in STAGES} | dict(known(splits, STAGES, "data.splits"))
         self.batch_size = batch_size
         self.repeats = repeats
         self.num_workers = min(8, _num_cores()) if num_workers is None else num_workers
         self.test_views = test_views
         self.max_bad_fraction = max_bad_fraction
-        self.mean = tuple(float(x) for x in mean)
-        self.std = tuple(float(x) for x in std)
         self.seed = 0 if seed is None else seed
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
@@ -143,39 +134,37 @@ class VideoDataModule(LightningDataModule):
             faults.append(f"max_read_seconds must be above 0 or null, got {max_read_seconds}")
         if self.seed < 0:
             faults.append(f"seed must be at least 0, got {seed}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std, default=0) <= 0:
-            faults.append(f"mean and std need three numbers each, std above 0, got {mean} and {std}")
         try:
             reader_class(decoder)
         except ValueError as error:
             faults.append(str(error))
         raise_faults("data", faults)
 
-        self.num_clips, num_crops = parse_views(test_views)
-        schemes = _known(sampling, STAGES, "data.sampling")
-        shared = {"clip_length": clip_length, "frame_stride": frame_stride}
-        self.frame_samplers = {
-            stage: _build(FrameSampler, shared, schemes.get(stage), f"data.sampling.{stage}")
-            for stage in STAGES
-        }
+        self.num_clips, self.num_crops = parse_views(test_views)
+        self.view = ClipView(
+            clip_length, frame_stride, crop_px, short_side_px, dict(sampling or {}), tuple(mean), tuple(std)
+        )
         parts = {key: value for key, value in (augment or {}).items() if key in _AUGMENT_PARTS}
         built = {
-            key: None if value is None else _build(_AUGMENT_PARTS[key], {}, value, f"data.augment.{key}")
+            key: None if value is None else build(_AUGMENT_PARTS[key], {}, value, f"data.augment.{key}")
             for key, value in parts.items()
         }
-        self.train_transform = _build(
+        self.train_transform = build(
             TrainTransform,
-            {"crop_px": crop_px, "mean": self.mean, "std": self.std},
+            {"crop_px": crop_px, "mean": self.view.mean, "std": self.view.std},
             {**(augment or {}), **built},
             "data.augment",
         )
-        self.val_transform = TestTransform(crop_px, self.short_side_px)
-        self.test_transform = TestTransform(crop_px, self.short_side_px, num_crops)
 
         self._given_class_names = class_names
         self._class_names: list[str] | None = None
         self._indexes: dict[str, VideoIndex] = {}
         self._left_out: dict[str, np.ndarray] = {}
+
+    @property
+    def clip_length(self) -> int:
+        """T of the clip view."""
+        return self.view.clip_length
 
     # ---- what there is -------------------------------------------------------------------------------------
 
@@ -359,7 +348,7 @@ class VideoDataModule(LightningDataModule):
         index = self.index("train")
         dataset = TrainDataset(
             index,
-            self.frame_samplers["train"],
+            self.view.sampler("train"),
             self.train_transform,
             self.seed,
             self.max_read_seconds,
@@ -370,18 +359,15 @@ class VideoDataModule(LightningDataModule):
 
     def val_dataloader(self) -> ResumableLoader:
         """One central view of every validation video."""
-        return self._eval_loader("val", self.val_transform, 1)
+        return self._eval_loader("val", 1, 1)
 
     def test_dataloader(self) -> ResumableLoader:
         """All views (`test_views`) of every test video."""
-        return self._eval_loader("test", self.test_transform, self.num_clips)
+        return self._eval_loader("test", self.num_clips, self.num_crops)
 
-    def predict_dataloader(self) -> ResumableLoader:
-        """The same as for testing."""
-        return self.test_dataloader()
-
-    def _eval_loader(self, stage: str, transform: TestTransform, num_clips: int) -> ResumableLoader:
-        sampling = self.frame_samplers[stage]
+    def _eval_loader(self, stage: str, num_clips: int, num_crops: int) -> ResumableLoader:
+        transform = self.view.crops(num_crops)
+        sampling = self.view.sampler(stage)
         dataset = EvalDataset(
             self.index(stage), sampling, transform, num_clips, self.max_read_seconds, self.decoder
         )
@@ -409,7 +395,7 @@ class VideoDataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Normalise uint8 clips on the device; a batch that is normalised already stays as it is."""
         if self.normalizes and batch["video"].dtype == torch.uint8:
-            batch["video"] = normalize(batch["video"], self.mean, self.std)
+            batch["video"] = self.view.normalize(batch["video"])
         return batch
 
 
@@ -424,31 +410,3 @@ def init_worker(worker_id: int) -> None:
 def _num_cores() -> int:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
-def _known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) -> Mapping[str, Any]:
-    """The mapping itself when all its keys are allowed; ValueError with the nearest names otherwise."""
-    faults = []
-    for key in given or {}:
-        if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            faults.append(f"unknown key {key!r}; {hint}allowed: {', '.join(allowed)}")
-    raise_faults(where, faults)
-    return given or {}
-
-
-def _build(cls: type[T], shared: Mapping[str, Any], given: Mapping[str, Any] | None, where: str) -> T:
-    """An instance of a dataclass from settings, lists becoming tuples."""
-    assert dataclasses.is_dataclass(cls)
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{where}: must be a mapping of settings, got {given!r}")
-    allowed = [f.name for f in dataclasses.fields(cls) if f.name not in shared]
-    settings = {
-        key: tuple(value) if isinstance(value, list) else value
-        for key, value in _known(given, allowed, where).items()
-    }
-    try:
-        return cls(**shared, **settings)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
