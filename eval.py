@@ -46,7 +46,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
 
     from dtf.apply.graphs import GRAPHS, fixed_settings, load_any
-    from dtf.files import replacing
+    from dtf.files import replacing, write_json
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
     from dtf.lit.classifier import VideoClassifier
@@ -92,7 +92,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
         kept.begin()
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))
-        report.write_json(folder / "about.json", describe_run("eval", trainer, network))
+        write_json(folder / "about.json", describe_run("eval", trainer, network))
     with build.running(trainer), stoppable(trainer, kept.summary):
         trainer.test(model, datamodule=data, verbose=False)
     # Where all scores were there already, Lightning has had nothing to do.

@@ -28,7 +28,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from omegaconf import OmegaConf
     from pytorch_lightning.callbacks import ModelCheckpoint, Timer
 
-    from dtf.files import replacing
+    from dtf.files import replacing, write_json
     from dtf.lit import build, report
     from dtf.lit.about import describe_run
     from dtf.lit.callbacks import BrokenVideos
@@ -110,7 +110,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     with build.running(trainer):
         if is_first_process():
             about = describe_run("train", trainer, network, config["optim"])
-            report.write_json(folder / "about.json", about)
+            write_json(folder / "about.json", about)
             log_start(loggers, config, about)
         trainer.fit(model, datamodule=data, ckpt_path=last if last.is_file() else None, weights_only=True)
         # Now: testing a checkpoint gives every callback, the timer too, what it says once more.

@@ -19,7 +19,6 @@ named, the others go on, and the exit code is 1.
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -36,10 +35,10 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-    from dtf.data.datamodule import VideoDataModule
+    from dtf.apply.predictor import Predictor
+    from dtf.data.clip_view import ClipView
     from dtf.layers.temporal import Maps
     from dtf.models import VideoNetwork
-    from dtf.predict import Predictor
 
 OPTIONS = {
     "checkpoint": "",
@@ -81,9 +80,7 @@ class Clip:
         return f"frame {self.indices[frame]}" if self.seconds is None else f"{self.seconds[frame]:.2f} s"
 
 
-def read_clip(
-    data: VideoDataModule, video: str | os.PathLike[str], max_read_seconds: float | None = 60.0
-) -> Clip:
+def read_clip(view: ClipView, video: str | os.PathLike[str], max_read_seconds: float | None = 60.0) -> Clip:
     """The central clip and crop of a video (a file or a folder of frames), sampled and cut as in a test.
 
     It is read in a process of its own, which may hang or crash without harm.
@@ -98,7 +95,7 @@ def read_clip(
     from dtf.data.isolated import ReadingProcess
     from dtf.data.storage import open_video
 
-    sampler, transform = data.frame_samplers["test"], dataclasses.replace(data.test_transform, num_crops=1)
+    sampler, transform = view.sampler(), view.crops()
     size, path = transform.crop_px, os.path.abspath(video)
     process = ReadingProcess((1, sampler.clip_length, size, size, 3))
 
@@ -327,10 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(files: list[str], options: dict[str, str]) -> int:
     from rich.console import Console
 
+    from dtf.apply.predictor import Predictor
     from dtf.data.decode import VideoError
-    from dtf.lit.report import write_json
+    from dtf.files import write_json
     from dtf.models import VideoNetwork
-    from dtf.predict import Predictor, find_videos
+    from dtf.predict import find_videos
 
     if Path(options["checkpoint"]).suffix in (".pt2", ".onnx"):
         raise ValueError(
@@ -353,7 +351,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
         shown = printable(video)
         console.print(f"[bold]{markup(shown)}[/bold]", soft_wrap=True)
         try:
-            clip = read_clip(predictor._data, video, max_read_seconds)
+            clip = read_clip(predictor.view, video, max_read_seconds)
         except VideoError as error:
             failed += 1
             print(f"error: {printable(str(error))}", file=sys.stderr)
@@ -382,13 +380,12 @@ def _explain(
     """Draw the pictures of one clip; returns its record in explain.json, without the video."""
     import torch
 
-    from dtf.data.transforms import normalize
     from dtf.models import VideoNetwork, layer_maps
 
-    network, names, data = predictor.network, predictor.class_names, predictor._data
+    network, names = predictor.network, predictor.class_names
     assert isinstance(network, VideoNetwork)
     clips = torch.from_numpy(clip.frames)[None].permute(0, 4, 1, 2, 3).to(predictor.device)
-    video = normalize(clips, data.mean, data.std)
+    video = predictor.view.normalize(clips)
     with torch.no_grad():
         scores = network(video)[0].float().softmax(dim=0)
     best = int(scores.argmax())

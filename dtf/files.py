@@ -180,3 +180,10 @@ def _integer(text: str) -> int:
     if len(text) > 20:
         raise ValueError(f"it holds an integer of {len(text)} digits")
     return int(text)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON, whole or not at all."""
+    text = json.dumps(content, indent=2, allow_nan=False, default=str)
+    with replacing(path) as file:
+        file.write(text + "\n")

@@ -29,9 +29,9 @@ from __future__ import annotations
 import csv
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,11 +40,10 @@ from dtf.text import cell, markup, printable
 
 if TYPE_CHECKING:
     import numpy as np
-    import torch
     from rich.progress import Progress
 
-    from dtf.apply.sliding import Window
-    from dtf.data.datamodule import VideoDataModule
+    from dtf.apply.predictor import Prediction, Predictor
+
 
 OPTIONS = {
     "checkpoint": "",
@@ -59,203 +58,6 @@ OPTIONS = {
     "trust": "false",
     "max_read_seconds": "60",
 }
-_WORKERS_FROM = 8  # fewer videos are read sooner than processes are up
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a network says about one video.
-
-    Attributes:
-        video: path as given.
-        error: why the video could not be read, "" where it could.
-        classes: best classes, best first.
-        scores: their softmax scores, averaged over views (and windows), in 0..1.
-        frames: (n, S, S, 3) uint8: the first view, or one frame of every few windows; None for a broken
-            video.
-        windows: the W windows of a sliding prediction, else empty.
-        window_scores: (W, C) float32 softmax scores of all classes in each window; None without windows.
-        warning: what is doubtful about the windows, else "".
-    """
-
-    video: str
-    error: str
-    classes: list[str] = field(default_factory=list)
-    scores: list[float] = field(default_factory=list)
-    frames: np.ndarray | None = None
-    windows: list[Window] = field(default_factory=list)
-    window_scores: np.ndarray | None = None
-    warning: str = ""
-
-
-class Predictor:
-    """A trained network with all that it takes to apply it to a video file.
-
-    Args:
-        checkpoint: a .ckpt, .safetensors, .onnx or .pt2 file.
-        views: "NxM" clips x crops of a video or window; "": videos as the network was tested, windows 1x1.
-        device: "cpu", "cuda", ... or "auto" (a GPU where there is one).
-        trust: whether a .pt2 file, which can run code, may be loaded.
-        max_read_seconds: time limit for reading a video, or a window of it; None: none. Linux only.
-
-    Attributes:
-        network: in evaluation mode, on `device`; None for an exported graph.
-        class_names: C names.
-
-    Raises:
-        ValueError: the file is missing, damaged or not ours, or a setting is wrong.
-    """
-
-    def __init__(
-        self,
-        checkpoint: str | os.PathLike[str],
-        views: str = "",
-        device: str = "auto",
-        trust: bool = False,
-        max_read_seconds: float | None = 60.0,
-    ) -> None:
-        from dtf.apply.graphs import open_classifier
-
-        self._classifier = open_classifier(Path(checkpoint), device, trust)
-        self.network = self._classifier.network
-        self.class_names = self._classifier.class_names
-        self.device = self._classifier.device
-        self._data = _build_data(self._classifier.data, views)
-        self._window_data = _build_data(self._classifier.data, views or "1x1")
-        self.max_read_seconds = max_read_seconds
-        # 10 x 3 views of a large network need not fit into memory at once.
-        self._batch_views = 4 if self.device.type == "cpu" else 16
-
-    def __call__(self, video: str | os.PathLike[str], top: int = 5) -> Prediction:
-        """Classify a video.
-
-        Args:
-            video: path of a file, or of a folder of frames.
-            top: how many classes.
-        """
-        return next(self.each([video], top))
-
-    def each(self, videos: Sequence[str | os.PathLike[str]], top: int = 5) -> Iterator[Prediction]:
-        """Classify videos, in their order; many are read by processes of their own.
-
-        Args:
-            videos: paths.
-            top: how many classes.
-        """
-        import torch
-        from torch.utils.data import DataLoader
-
-        from dtf.data.dataset import EvalDataset
-        from dtf.data.lists import VideoIndex
-
-        data = self._data
-        paths = [os.path.abspath(video) for video in videos]
-        dataset = EvalDataset(
-            VideoIndex(os.sep, paths, [0] * len(paths)),
-            data.frame_samplers["test"],
-            data.test_transform,
-            data.num_clips,
-            self.max_read_seconds,
-        )
-        num_workers = data.num_workers if len(paths) >= _WORKERS_FROM else 0
-        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
-        for video, sample in zip(videos, loader, strict=True):
-            if sample["error"]:
-                yield Prediction(os.fspath(video), str(sample["error"][0]))
-                continue
-            views_VTHWC = sample["video"]
-            parts = views_VTHWC.split(self._batch_views)
-            scores = torch.cat([self._scores(part) for part in parts]).mean(dim=0)
-            yield self._prediction(video, scores, top, views_VTHWC[0].numpy())
-
-    def slide(
-        self,
-        video: str | os.PathLike[str],
-        window_seconds: float,
-        stride_seconds: float,
-        top: int = 5,
-        on_window: Callable[[int, int], None] | None = None,
-    ) -> Prediction:
-        """Classify every window of a video, of any length.
-
-        Args:
-            video: path of a file.
-            window_seconds, stride_seconds: see `dtf.apply.sliding.slide`.
-            top: how many classes; those of the mean over windows.
-            on_window: called with (windows done, windows).
-        """
-        import numpy as np
-        import torch
-
-        from dtf.apply.sliding import read_isolated
-        from dtf.data.decode import VideoError
-        from dtf.view.annotate import FRAMES_DRAWN
-
-        data = self._window_data
-        name = os.fspath(video)
-        frames: dict[int, np.ndarray] = {}
-        batch: dict[int, torch.Tensor] = {}
-        done = 0
-        try:
-            windows, span, views_of_windows = read_isolated(
-                name,
-                window_seconds,
-                stride_seconds,
-                data.frame_samplers["test"],
-                data.test_transform,
-                data.num_clips,
-                self.max_read_seconds,
-            )
-            scores = np.empty((len(windows), len(self.class_names)), np.float32)
-            drawn = np.linspace(0, len(windows) - 1, FRAMES_DRAWN).round().astype(int).tolist()
-
-            def classify() -> None:
-                views = torch.cat(list(batch.values()))
-                parts = torch.cat([self._scores(part) for part in views.split(self._batch_views)])
-                scores[list(batch)] = parts.unflatten(0, (len(batch), -1)).mean(dim=1).numpy()
-                batch.clear()
-
-            for w, views in views_of_windows:
-                if w in drawn:
-                    frames[w] = views[len(views) // 2, views.shape[1] // 2].numpy().copy()
-                batch[w] = views
-                if len(batch) * len(views) >= self._batch_views:
-                    classify()
-                done += 1
-                if on_window is not None:
-                    on_window(done, len(windows))
-            if batch:
-                classify()
-        except VideoError as error:
-            return Prediction(name, str(error))
-        mean = torch.from_numpy(scores).double().mean(dim=0)
-        strip = np.stack([frames[w] for w in drawn])
-        warning = ""
-        if span > 1.01 * window_seconds:
-            warning = (
-                f"a clip of this network spans {span:.2f} s: windows of {window_seconds:g} s repeat frames"
-            )
-        return self._prediction(video, mean, top, strip, windows, scores, warning)
-
-    def _scores(self, views: torch.Tensor) -> torch.Tensor:
-        """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
-        return self._classifier.logits(views).softmax(dim=1).double()
-
-    def _prediction(
-        self, video: str | os.PathLike[str], scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any
-    ) -> Prediction:
-        best, order = scores.sort(descending=True, stable=True)
-        classes = [self.class_names[i] for i in order[:top].tolist()]
-        return Prediction(os.fspath(video), "", classes, best[:top].tolist(), frames, *windows)
-
-
-def _build_data(settings: dict[str, Any], views: str) -> VideoDataModule:
-    """A data module that is only asked for its sampling and its transform."""
-    from dtf.data.datamodule import VideoDataModule
-    from dtf.runs.description import CLIP_KEYS
-
-    chosen = {key: settings[key] for key in CLIP_KEYS}
-    return VideoDataModule(root=".", test_views=views or settings.get("test_views", "1x1"), **chosen)
 
 
 # -------------------------------------------------------------------------------------------- command line
@@ -343,8 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(request: Request) -> int:
     from rich.console import Console
 
+    from dtf.apply.predictor import Predictor
     from dtf.data.decode import VideoError
-    from dtf.lit.report import write_json
+    from dtf.files import write_json
 
     predictor = Predictor(
         request.checkpoint, request.views, request.device, request.trust, request.max_read_seconds

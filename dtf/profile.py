@@ -27,7 +27,8 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dtf.runs.options import choose_device, run_command
+from dtf.apply.device import choose_device
+from dtf.runs.options import run_command
 
 if TYPE_CHECKING:
     import torch

@@ -561,20 +561,18 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     """
     from PIL import Image
 
-    from dtf.data.datamodule import VideoDataModule
+    from dtf.data.clip_view import ClipView
     from dtf.data.dataset import EvalDataset
     from dtf.data.lists import VideoIndex
-    from dtf.runs.description import CLIP_KEYS
     from dtf.view.pictures import strip
 
     settings = config.get("data") or {}
     root = _at(config, "data", "root")
-    keys = (*CLIP_KEYS, "max_read_seconds", "decoder")
-    # Only a reader of frames, with plain values: a folder does not say what class to build.
+    # Only a view of clips, with plain values: a folder does not say what class to build.
     try:
-        chosen = {key: settings[key] for key in keys if key in settings}
-        data = VideoDataModule(root=os.sep, num_workers=0, **chosen)
-        if 3 * data.clip_length * data.crop_px**2 > MOST_CLIP_BYTES:
+        view = ClipView.from_settings(settings)
+        limit, decoder = settings.get("max_read_seconds", 60.0), settings.get("decoder", "pyav")
+        if 3 * view.clip_length * view.crop_px**2 > MOST_CLIP_BYTES:
             raise ValueError(f"clips of more than {MOST_CLIP_BYTES >> 20} MiB")
     except (TypeError, ValueError) as error:
         reason = f"no frames: the settings of the data do not tell how to read them ({error})"
@@ -584,9 +582,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
         if not _lies_below(path, root):
             return f"no frames: the video does not lie below data.root={root}, as seen from here"
         index = VideoIndex(os.sep, [os.path.abspath(path)], [0])
-        sample = EvalDataset(
-            index, data.frame_samplers["test"], data.val_transform, 1, data.max_read_seconds, data.decoder
-        )[0]
+        sample = EvalDataset(index, view.sampler(), view.crops(), 1, limit, decoder)[0]
         if sample["error"]:
             return f"no frames: {sample['error'][0]}"
         file = io.BytesIO()

@@ -14,10 +14,10 @@ from PIL import Image
 from test_predict import VIDEOS
 from torch import nn
 
+from dtf.apply.predictor import Predictor
 from dtf.explain import choose_blocks, grad_cam, main, parse, read_clip
 from dtf.layers import Maps
 from dtf.models import create_model, layer_maps, save_weights
-from dtf.predict import Predictor
 
 RESNET = {"widths": [8, 8, 16, 16], "stem_width": 8, "filter_groups": 8}
 SWIN = {"embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4], "window_size": 4, "image_size": 32}
@@ -120,7 +120,7 @@ def test_baselines_of_one_pathway():
 
 def test_the_clip_is_what_predict_sees(tiny_checkpoint: Path):
     predictor = Predictor(tiny_checkpoint, views="1x1", device="cpu")
-    clip = read_clip(predictor._data, VIDEOS[0])
+    clip = read_clip(predictor.view, VIDEOS[0])
     frames = predictor(VIDEOS[0]).frames
     assert np.array_equal(clip.frames, frames)
     assert clip.seconds.shape == (4,)
@@ -133,7 +133,7 @@ def test_a_folder_of_frames_has_no_seconds(tiny_checkpoint: Path, tmp_path: Path
     folder.mkdir()
     for number in range(1, 7):
         Image.new("RGB", (48, 40), (40 * number, 0, 0)).save(folder / f"{number:05}.jpg")
-    clip = read_clip(Predictor(tiny_checkpoint, views="1x1", device="cpu")._data, folder)
+    clip = read_clip(Predictor(tiny_checkpoint, views="1x1", device="cpu").view, folder)
     assert clip.seconds is None
     assert clip.duration == 0
     assert [clip.time(t) for t in range(4)] == [f"frame {i}" for i in clip.indices]
@@ -180,7 +180,7 @@ def test_documented_command(tiny_checkpoint: Path, tmp_path: Path, capsys):
     prediction = predictor(VIDEOS[0])
     assert prediction.frames is not None
     frames = torch.from_numpy(prediction.frames).permute(3, 0, 1, 2)[None]
-    mean, std = (torch.tensor(x).view(3, 1, 1, 1) * 255 for x in (predictor._data.mean, predictor._data.std))
+    mean, std = (torch.tensor(x).view(3, 1, 1, 1) * 255 for x in (predictor.view.mean, predictor.view.std))
     expected = layer_maps(predictor.network, (frames - mean) / std)
     for record in (records[0], records[2]):
         assert record["best"] == record["class"] == prediction.classes[0]
@@ -199,7 +199,7 @@ def test_documented_command(tiny_checkpoint: Path, tmp_path: Path, capsys):
 
 def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, capsys):
     predictor = Predictor(tiny_checkpoint, device="cpu")
-    data = predictor._data
+    data = predictor.view
     settings = {
         "clip_length": 4,
         "frame_stride": 1,

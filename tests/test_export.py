@@ -19,9 +19,9 @@ from torch import nn
 import dtf.export
 from dtf.apply.graphs import ServedNetwork, load_network, open_classifier
 from dtf.apply.onnx_file import MESSAGES, check_onnx
+from dtf.apply.predictor import Predictor
 from dtf.export import NAMES, TOLERANCE, export, main
 from dtf.models import DTFBlock, create_model, load_weights, save_weights
-from dtf.predict import Predictor
 from dtf.predict import main as predict
 from dtf.runs.checkpoint import describe
 

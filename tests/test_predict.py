@@ -15,10 +15,11 @@ import pytest
 import torch
 from engine import assert_one_line_error, documented, run_subprocess
 
+from dtf.apply.predictor import Predictor
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
 from dtf.models import create_model, save_weights
-from dtf.predict import Predictor, find_videos, main, parse
+from dtf.predict import find_videos, main, parse
 from dtf.runs.options import FileNames
 from dtf.view.annotate import clock, draw_timeline, write_annotated
 
@@ -196,7 +197,7 @@ def test_many_videos_are_read_by_processes(here: Path) -> None:
         shutil.copy(here / "match.mp4", here / f"{k}.mp4")
     (here / "4.mp4").write_bytes(b"broken")
     predictor = Predictor("best.ckpt", device="cpu")
-    predictor._data.num_workers = 2
+    predictor.num_workers = 2
     found = list(predictor.each([f"{k}.mp4" for k in range(9)]))
     assert [bool(p.error) for p in found] == [k == 4 for k in range(9)]
     assert [p.video for p in found] == [f"{k}.mp4" for k in range(9)]

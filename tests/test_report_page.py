@@ -18,7 +18,8 @@ from PIL import Image
 
 from dtf import report
 from dtf.data.h264 import write_h264
-from dtf.lit.report import results, write_json, write_scores
+from dtf.files import write_json
+from dtf.lit.report import results, write_scores
 from dtf.lit.scores import Evaluation
 from dtf.view import pictures
 from dtf.view.figures import new_figure

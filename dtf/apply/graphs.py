@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import nn
 
+from dtf.apply.device import DEVICES, choose_device
 from dtf.apply.onnx_file import check_onnx
+from dtf.data.clip_view import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
 from dtf.runs.checkpoint import load_checkpoint
-from dtf.runs.description import CLIP_KEYS, taken_data, taken_names
-from dtf.runs.options import DEVICES, choose_device
+from dtf.runs.description import taken_data, taken_names
 
 FORMAT = "dtf-export-1"
 GRAPHS = (".onnx", ".pt2")

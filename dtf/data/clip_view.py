@@ -3,28 +3,27 @@
 It is made from the data settings and stored with the weights; training, evaluation, prediction, explanation,
 features, reports and dashboards all read clips through it.
 
-Shape letters: B clips, C = 3 colours, T frames of a clip, S side of the crop, N clips and M crops of a video.
+Shape letters: B clips, C = 3 colours, T frames of a clip, S side of the crop.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 import torch
 
-from dtf.data.dataset import read_views
-from dtf.data.decode import VideoError
 from dtf.data.lists import raise_faults
-from dtf.data.reader import FrameReader
 from dtf.data.sampling import FrameSampler
 from dtf.data.settings import build, known
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, normalize
 
 STAGES = ("train", "val", "test")
+CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
+"""Names of the settings that make a clip view: right for every data set that a network is evaluated on."""
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,16 @@ class ClipView:
         Raises:
             ValueError: as above, or a setting is missing.
         """
-        missing = [f.name for f in fields(cls) if f.name not in settings]
+        missing = [key for key in CLIP_KEYS if key not in settings]
         if missing:
             raise ValueError(f"the settings do not say how clips are taken: no {', '.join(missing)}")
-        values = {f.name: settings[f.name] for f in fields(cls)}
+        values = {key: settings[key] for key in CLIP_KEYS}
         values |= {key: tuple(values[key]) for key in ("mean", "std")}
         return cls(**values | {"sampling": dict(values["sampling"] or {})})
 
     def settings(self) -> dict[str, Any]:
         """Plain data that `from_settings` takes, as files of weights hold it."""
-        found = {f.name: getattr(self, f.name) for f in fields(self)}
+        found = {key: getattr(self, key) for key in CLIP_KEYS}
         sampling = {stage: None if v is None else dict(v) for stage, v in self.sampling.items()}
         return found | {"sampling": sampling, "mean": list(self.mean), "std": list(self.std)}
 
@@ -101,22 +100,3 @@ class ClipView:
     def normalize(self, video: torch.Tensor) -> torch.Tensor:
         """(B, C, T, S, S) uint8 -> float32, as networks take it."""
         return normalize(video, self.mean, self.std)
-
-    def read(self, reader: FrameReader, num_clips: int = 1, num_crops: int = 1) -> torch.Tensor:
-        """The test views of a video.
-
-        Args:
-            reader: of the video.
-            num_clips, num_crops: N, M.
-
-        Returns:
-            (N * M, T, S, S, C) uint8; view v is crop v % M of clip v // M.
-
-        Raises:
-            VideoError: it cannot be read, or has no frame rate where sampling counts by time.
-        """
-        sampler, transform = self.sampler(), self.crops(num_crops)
-        if sampler.target_fps is not None and not reader.fps > 0:
-            raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
-        clips = sampler.test(reader.num_frames, reader.fps, num_clips)
-        return read_views(reader, clips, transform.crops, num_crops, transform.crop_px)

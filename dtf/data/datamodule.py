@@ -17,7 +17,15 @@ from pytorch_lightning import LightningDataModule
 from dtf.data import bounds
 from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.clip_view import STAGES, ClipView
-from dtf.data.dataset import Batch, EpochSampler, EvalDataset, ResumableLoader, TrainDataset, collate
+from dtf.data.dataset import (
+    Batch,
+    EpochSampler,
+    EvalDataset,
+    ResumableLoader,
+    TrainDataset,
+    collate,
+    most_workers,
+)
 from dtf.data.decoders import reader_class
 from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list, repeated
 from dtf.data.sampling import parse_views
@@ -111,7 +119,7 @@ class VideoDataModule(LightningDataModule):
         self.splits = {stage: stage for stage in STAGES} | dict(known(splits, STAGES, "data.splits"))
         self.batch_size = batch_size
         self.repeats = repeats
-        self.num_workers = min(8, _num_cores()) if num_workers is None else num_workers
+        self.num_workers = most_workers() if num_workers is None else num_workers
         self.test_views = test_views
         self.max_bad_fraction = max_bad_fraction
         self.seed = 0 if seed is None else seed
@@ -405,8 +413,3 @@ def init_worker(worker_id: int) -> None:
     # Signals to the run's group (Ctrl-C, Slurm) are for the main process, which finishes its step and saves.
     if hasattr(os, "setpgid"):  # not on Windows, which has no such signals either
         os.setpgid(0, 0)
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1

@@ -9,6 +9,7 @@ Shape letters: B clips, V = N * M views of one video (N clips, M crops), T frame
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -420,3 +421,9 @@ class ResumableLoader(DataLoader[Batch]):
         sampler.set_epoch(state["epoch"])
         sampler.skip = state["batches"] * self.batch_size
         self._handed_out = state["batches"]
+
+
+def most_workers() -> int:
+    """Processes that read where nobody says how many: one per CPU core of this process, at most 8."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)

@@ -397,7 +397,7 @@ def print_start(
     console.print(table)
     device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     console.print(
-        f"{data.num_classes} classes, clips of {data.clip_length} frames of {data.crop_px} px, "
+        f"{data.num_classes} classes, clips of {data.clip_length} frames of {data.view.crop_px} px, "
         f"batch {data.batch_size} on each of {device}, precision {trainer.precision}",
         soft_wrap=True,
     )

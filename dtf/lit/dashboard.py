@@ -15,10 +15,10 @@ from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.nn.utils import get_total_norm
 
-from dtf.data.transforms import normalize
+from dtf.files import write_json
 from dtf.layers.temporal import layer_maps, temporal_layers
 from dtf.lit.classifier import VideoClassifier
-from dtf.lit.report import confused_pairs, write_json
+from dtf.lit.report import confused_pairs
 from dtf.runs.command import run_folder
 from dtf.text import printable
 from dtf.view import pictures
@@ -182,7 +182,7 @@ def _energies(
     # One clip at a time: no more memory than a training step of one.
     for clip in clips:
         video = torch.from_numpy(clip).permute(3, 0, 1, 2).unsqueeze(0).to(pl_module.device)
-        video = trainer.precision_plugin.convert_input(normalize(video, data.mean, data.std))
+        video = trainer.precision_plugin.convert_input(data.view.normalize(video))
         with trainer.precision_plugin.forward_context():
             found = layer_maps(network, video)
         for name, maps in found.items():

@@ -68,11 +68,11 @@ def describe_evaluation(
         "classes": data.num_classes,
         "videos": len(data.index("test")),
         "list": data.index("test").digest(),
-        "sampling": dataclasses.asdict(data.frame_samplers["test"]),
-        "crop_px": data.crop_px,
-        "short_side_px": data.short_side_px,
-        "mean": list(data.mean),
-        "std": list(data.std),
+        "sampling": dataclasses.asdict(data.view.sampler()),
+        "crop_px": data.view.crop_px,
+        "short_side_px": data.view.crops().resized_px,
+        "mean": list(data.view.mean),
+        "std": list(data.view.std),
         "decoder": data.decoder,
     }
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.files import replacing
+from dtf.files import replacing, write_json
 from dtf.lit.scores import Evaluation
 from dtf.runs.command import RESULTS
 from dtf.text import cell, markup
@@ -100,13 +99,6 @@ def confused_pairs(confusion: np.ndarray, limit: int = 10) -> list[tuple[int, in
     order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
     pairs = [(*divmod(int(i), len(wrong)), int(wrong.flat[i])) for i in order]
     return [(a, b, n) for a, b, n in pairs if n > 0]
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write JSON, whole or not at all."""
-    text = json.dumps(content, indent=2, allow_nan=False, default=str)
-    with replacing(path) as file:
-        file.write(text + "\n")
 
 
 def write_scores(

@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dtf.data.clip_view import CLIP_KEYS
 from dtf.files import leads_out
 
-CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
-"""What decides how a network sees a video: right for every data set that it is evaluated on."""
 MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
 _STAGES = ("train", "val", "test")

@@ -14,9 +14,8 @@ from dtf.runs.command import one_line_errors
 from dtf.text import escape_logs, file_name, nearest
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
-DEVICES = r"auto|cpu|cuda(:\d{1,3})?"
 _STEM_BYTES = 160  # with the longest ending, and that of a file not yet whole, below the 255 of file systems
 
 
@@ -88,25 +87,6 @@ def seconds(options: Mapping[str, str], key: str) -> float | None:
     if not re.fullmatch(r"\d+(\.\d*)?|\.\d+", text, flags=re.ASCII) or not 0 < float(text) < math.inf:
         raise ValueError(f"{key} must be seconds above 0, for example {key}=2.0; got {text!r}")
     return float(text)
-
-
-def choose_device(device: str) -> torch.device:
-    """The device of a name; "auto": a GPU where there is one.
-
-    Raises:
-        ValueError: no such device.
-    """
-    import torch
-
-    if not re.fullmatch(DEVICES, device, flags=re.ASCII):
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {device!r}")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    count = torch.cuda.device_count()
-    if device.startswith("cuda") and int(device[5:] or 0) >= count:
-        seen = f"{count or 'no'} GPU{'s' * (count > 1)}"
-        raise ValueError(f"device={device}: torch {torch.__version__} sees {seen} here")
-    return torch.device(device)
 
 
 def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Sequence[str] | None) -> int:

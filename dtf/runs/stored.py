@@ -14,8 +14,9 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
+from dtf.data.clip_view import CLIP_KEYS
 from dtf.runs.command import CONF, plain, with_override
-from dtf.runs.description import CLIP_KEYS, MADE_KEYS
+from dtf.runs.description import MADE_KEYS
 
 
 def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]]) -> list[str]:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from dtf.lit.report import draw_confusion, print_results, results, write_json, write_scores
+from dtf.files import write_json
+from dtf.lit.report import draw_confusion, print_results, results, write_scores
 from dtf.lit.scores import Evaluation
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from dtf.errors import RunError
-from dtf.files import replacing
+from dtf.files import replacing, write_json
 from dtf.lit import loggers, report
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.scores import Evaluation
@@ -57,7 +57,7 @@ def confusion(path: Path) -> None:
 
 
 def results(path: Path) -> None:
-    report.write_json(path, {"per_class": dict.fromkeys(map(str, range(1000)), 0)})
+    write_json(path, {"per_class": dict.fromkeys(map(str, range(1000)), 0)})
 
 
 WRITERS = [text, checkpoint, scores, confusion, results]
@@ -117,7 +117,7 @@ def test_other_errors_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UnicodeError, match="surrogates"), replacing(path, errors="strict") as file:
         file.write("\ud800")
     with pytest.raises(TypeError):
-        report.write_json(path, {("no", "key"): 1})
+        write_json(path, {("no", "key"): 1})
     assert list(tmp_path.iterdir()) == []
-    report.write_json(path, {"a": 1})
+    write_json(path, {"a": 1})
     assert json.loads(path.read_text()) == {"a": 1}

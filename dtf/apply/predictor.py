@@ -1,0 +1,204 @@
+"""A trained network with all that it takes to apply it to videos.
+
+Shape letters: V views of a video, T frames, S side of the crop, C classes, W windows.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from dtf.apply.graphs import open_classifier
+from dtf.apply.sliding import Window, read_isolated
+from dtf.data.clip_view import ClipView
+from dtf.data.dataset import EvalDataset, most_workers
+from dtf.data.decode import VideoError
+from dtf.data.lists import VideoIndex
+from dtf.data.sampling import parse_views
+
+FRAMES_KEPT = 8
+"""Frames of a sliding prediction that are kept to be shown."""
+_WORKERS_FROM = 8  # fewer videos are read sooner than processes are up
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says about one video.
+
+    Attributes:
+        video: path as given.
+        error: why the video could not be read, "" where it could.
+        classes: best classes, best first.
+        scores: their softmax scores, averaged over views (and windows), in 0..1.
+        frames: (n, S, S, 3) uint8: the first view, or one frame of every few windows; None for a broken
+            video.
+        windows: the W windows of a sliding prediction, else empty.
+        window_scores: (W, C) float32 softmax scores of all classes in each window; None without windows.
+        warning: what is doubtful about the windows, else "".
+    """
+
+    video: str
+    error: str
+    classes: list[str] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    frames: np.ndarray | None = None
+    windows: list[Window] = field(default_factory=list)
+    window_scores: np.ndarray | None = None
+    warning: str = ""
+
+
+class Predictor:
+    """A trained network with all that it takes to apply it to a video file.
+
+    Args:
+        checkpoint: a .ckpt, .safetensors, .onnx or .pt2 file.
+        views: "NxM" clips x crops of a video or window; "": videos as the network was tested, windows 1x1.
+        device: "cpu", "cuda", ... or "auto" (a GPU where there is one).
+        trust: whether a .pt2 file, which can run code, may be loaded.
+        max_read_seconds: time limit for reading a video, or a window of it; None: none. Linux only.
+
+    Attributes:
+        network: in evaluation mode, on `device`; None for an exported graph.
+        class_names: C names.
+        view: how it sees a video.
+        num_workers: processes that read where there are many videos.
+
+    Raises:
+        ValueError: the file is missing, damaged or not ours, or a setting is wrong.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        views: str = "",
+        device: str = "auto",
+        trust: bool = False,
+        max_read_seconds: float | None = 60.0,
+    ) -> None:
+        self._classifier = open_classifier(Path(checkpoint), device, trust)
+        self.network = self._classifier.network
+        self.class_names = self._classifier.class_names
+        self.device = self._classifier.device
+        self.view = ClipView.from_settings(self._classifier.data)
+        self._views = parse_views(views or self._classifier.data.get("test_views", "1x1"))
+        self._views_of_windows = parse_views(views or "1x1")
+        self.max_read_seconds = max_read_seconds
+        self.num_workers = most_workers()
+        # 10 x 3 views of a large network need not fit into memory at once.
+        self._batch_views = 4 if self.device.type == "cpu" else 16
+
+    def __call__(self, video: str | os.PathLike[str], top: int = 5) -> Prediction:
+        """Classify a video.
+
+        Args:
+            video: path of a file, or of a folder of frames.
+            top: how many classes.
+        """
+        return next(self.each([video], top))
+
+    def each(self, videos: Sequence[str | os.PathLike[str]], top: int = 5) -> Iterator[Prediction]:
+        """Classify videos, in their order; many are read by processes of their own.
+
+        Args:
+            videos: paths.
+            top: how many classes.
+        """
+        num_clips, num_crops = self._views
+        paths = [os.path.abspath(video) for video in videos]
+        dataset = EvalDataset(
+            VideoIndex(os.sep, paths, [0] * len(paths)),
+            self.view.sampler(),
+            self.view.crops(num_crops),
+            num_clips,
+            self.max_read_seconds,
+        )
+        num_workers = self.num_workers if len(paths) >= _WORKERS_FROM else 0
+        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
+        for video, sample in zip(videos, loader, strict=True):
+            if sample["error"]:
+                yield Prediction(os.fspath(video), str(sample["error"][0]))
+                continue
+            views_VTHWC = sample["video"]
+            parts = views_VTHWC.split(self._batch_views)
+            scores = torch.cat([self._scores(part) for part in parts]).mean(dim=0)
+            yield self._prediction(video, scores, top, views_VTHWC[0].numpy())
+
+    def slide(
+        self,
+        video: str | os.PathLike[str],
+        window_seconds: float,
+        stride_seconds: float,
+        top: int = 5,
+        on_window: Callable[[int, int], None] | None = None,
+    ) -> Prediction:
+        """Classify every window of a video, of any length.
+
+        Args:
+            video: path of a file.
+            window_seconds, stride_seconds: see `dtf.apply.sliding.slide`.
+            top: how many classes; those of the mean over windows.
+            on_window: called with (windows done, windows).
+        """
+        num_clips, num_crops = self._views_of_windows
+        name = os.fspath(video)
+        frames: dict[int, np.ndarray] = {}
+        batch: dict[int, torch.Tensor] = {}
+        done = 0
+        try:
+            windows, span, views_of_windows = read_isolated(
+                name,
+                window_seconds,
+                stride_seconds,
+                self.view.sampler(),
+                self.view.crops(num_crops),
+                num_clips,
+                self.max_read_seconds,
+            )
+            scores = np.empty((len(windows), len(self.class_names)), np.float32)
+            drawn = np.linspace(0, len(windows) - 1, FRAMES_KEPT).round().astype(int).tolist()
+
+            def classify() -> None:
+                views = torch.cat(list(batch.values()))
+                parts = torch.cat([self._scores(part) for part in views.split(self._batch_views)])
+                scores[list(batch)] = parts.unflatten(0, (len(batch), -1)).mean(dim=1).numpy()
+                batch.clear()
+
+            for w, views in views_of_windows:
+                if w in drawn:
+                    frames[w] = views[len(views) // 2, views.shape[1] // 2].numpy().copy()
+                batch[w] = views
+                if len(batch) * len(views) >= self._batch_views:
+                    classify()
+                done += 1
+                if on_window is not None:
+                    on_window(done, len(windows))
+            if batch:
+                classify()
+        except VideoError as error:
+            return Prediction(name, str(error))
+        mean = torch.from_numpy(scores).double().mean(dim=0)
+        strip = np.stack([frames[w] for w in drawn])
+        warning = ""
+        if span > 1.01 * window_seconds:
+            warning = (
+                f"a clip of this network spans {span:.2f} s: windows of {window_seconds:g} s repeat frames"
+            )
+        return self._prediction(video, mean, top, strip, windows, scores, warning)
+
+    def _scores(self, views: torch.Tensor) -> torch.Tensor:
+        """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
+        return self._classifier.logits(views).softmax(dim=1).double()
+
+    def _prediction(
+        self, video: str | os.PathLike[str], scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any
+    ) -> Prediction:
+        best, order = scores.sort(descending=True, stable=True)
+        classes = [self.class_names[i] for i in order[:top].tolist()]
+        return Prediction(os.fspath(video), "", classes, best[:top].tolist(), frames, *windows)
