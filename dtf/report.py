@@ -561,7 +561,7 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     """
     from PIL import Image
 
-    from dtf.data.clip_view import ClipView
+    from dtf.data.clip_view import CLIP_KEYS, ClipView
     from dtf.data.dataset import EvalDataset
     from dtf.data.lists import VideoIndex
     from dtf.view.pictures import strip
@@ -570,7 +570,9 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
     root = _at(config, "data", "root")
     # Only a view of clips, with plain values: a folder does not say what class to build.
     try:
-        view = ClipView.from_settings(settings)
+        view = ClipView.from_settings(
+            ClipView().settings() | {k: settings[k] for k in CLIP_KEYS if k in settings}
+        )
         limit, decoder = settings.get("max_read_seconds", 60.0), settings.get("decoder", "pyav")
         if 3 * view.clip_length * view.crop_px**2 > MOST_CLIP_BYTES:
             raise ValueError(f"clips of more than {MOST_CLIP_BYTES >> 20} MiB")

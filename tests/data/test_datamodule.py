@@ -17,6 +17,7 @@ from omegaconf import OmegaConf
 from video_files import numbers_of, write_video
 
 import dtf
+from dtf.data.clip_view import STAGES
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, normalize
 
@@ -289,9 +290,9 @@ def test_config_and_class_agree(tree):
     with initialize_config_dir(CONF, version_base=None):
         plain = compose(overrides=["+data=folder", f"data.root={tree}"]).data
     data = instantiate(plain)
-    assert data.frame_samplers == VideoDataModule(tree).frame_samplers
     assert data.train_transform == VideoDataModule(tree).train_transform
-    assert (data.mean, data.std) == (IMAGENET_MEAN, IMAGENET_STD)
+    assert [data.view.sampler(s) for s in STAGES] == [VideoDataModule(tree).view.sampler(s) for s in STAGES]
+    assert (data.view.mean, data.view.std) == (IMAGENET_MEAN, IMAGENET_STD)
 
 
 def test_root_is_required():

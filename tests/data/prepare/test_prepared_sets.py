@@ -128,11 +128,11 @@ def test_the_data_module_says_what_its_lists_leave_out(layouts, tmp_path, caplog
 
 def test_configs_follow_the_protocols_of_the_field():
     k400, ssv2, diving48 = (data_module(name, "somewhere") for name in ("k400", "ssv2", "diving48"))
-    assert {d.frame_samplers[s].scheme for d in (k400,) for s in ("train", "val", "test")} == {"dense"}
-    assert {ssv2.frame_samplers[s].scheme for s in ("train", "val", "test")} == {"segment"}
-    assert {diving48.frame_samplers[s].scheme for s in ("train", "val", "test")} == {"uniform"}
+    assert {d.view.sampler(s).scheme for d in (k400,) for s in ("train", "val", "test")} == {"dense"}
+    assert {ssv2.view.sampler(s).scheme for s in ("train", "val", "test")} == {"segment"}
+    assert {diving48.view.sampler(s).scheme for s in ("train", "val", "test")} == {"uniform"}
     assert (k400.test_views, ssv2.test_views, diving48.test_views) == ("10x3", "2x3", "1x3")
-    assert {d.short_side_px for d in (k400, ssv2, diving48)} == {256}
+    assert {d.view.short_side_px for d in (k400, ssv2, diving48)} == {256}
     assert ssv2.train_transform.flip == 0.0
     flipping = data_module("ssv2", "somewhere", "augment.flip=1.0").train_transform
     clip = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
