@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtf.errors import RunError
-from dtf.runs.command import command, is_first_process, run_folder
+from dtf.runs.command import begin, command, is_first_process, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -88,6 +88,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     # Another part of what is limited would be another evaluation, which takes no time anyway.
     if isinstance(trainer.limit_test_batches, float) and trainer.limit_test_batches == 1.0:
         getattr(trainer, "callbacks").append(KeepScores(kept))  # noqa: B009 - Lightning does not declare it
+    begin()
     if is_first_process():
         kept.begin()
         with replacing(folder / "config.yaml") as file:

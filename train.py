@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from dtf.runs import resume
-from dtf.runs.command import CONF, command, is_first_process, plain, program, run_folder
+from dtf.runs.command import CONF, begin, command, is_first_process, plain, program, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -97,6 +97,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     ]
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
+    begin()
     if is_first_process():
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))

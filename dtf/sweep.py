@@ -10,7 +10,6 @@ running elsewhere.
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -19,12 +18,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from dtf.files import replacing
-from dtf.runs.command import FAILURE, RESULTS, failure, one_line_errors
+from dtf.files import read_yaml, replacing
+from dtf.runs.command import FAILURE, OVERRIDES, RESULTS, failure, one_line_errors
+from dtf.runs.resume import read_overrides, read_results
 from dtf.text import cell, markup
 from dtf.view.figures import drawable, new_figure, save
 
@@ -98,9 +97,11 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def _read_run(folder: Path, started: int) -> Run:
-    texts = [str(o) for o in OmegaConf.load(folder / ".hydra" / "overrides.yaml")]
-    pairs = [text.lstrip("+~").partition("=") for text in texts]
-    overrides = {key: value for key, _, value in pairs if key not in ("output", "resume")}
+    try:
+        pairs = [text.lstrip("+~").partition("=") for text in read_overrides(folder / OVERRIDES)]
+        overrides = {key: value for key, _, value in pairs if key not in ("output", "resume")}
+    except ValueError as error:
+        return Run(folder, "failed", str(error), {}, {}, earlier=True)
     reason, results = failure(folder), folder / RESULTS
     if reason is not None:
         earlier = (folder / FAILURE).stat().st_mtime_ns < started
@@ -108,7 +109,10 @@ def _read_run(folder: Path, started: int) -> Run:
     if not results.is_file():
         return Run(folder, "unfinished", "", {}, overrides)
     earlier = results.stat().st_mtime_ns < started
-    found = json.loads(results.read_text("utf-8"))
+    try:
+        found = read_results(results)
+    except ValueError as error:
+        return Run(folder, "failed", str(error), {}, overrides, earlier)
     return Run(folder, "skipped" if earlier else "finished", "", found, overrides, earlier)
 
 
@@ -123,26 +127,29 @@ def _fill_settings(runs: Sequence[Run]) -> None:
 
 def _default(folder: Path, key: str) -> str:
     hydra, config = (_load(folder / ".hydra" / name) for name in ("hydra.yaml", "config.yaml"))
-    choices = hydra.get("hydra", {}).get("runtime", {}).get("choices", {})
-    if key in choices:
-        return str(choices[key])
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    return "" if node is None else str(node)
+    choice = _at(hydra, "hydra", "runtime", "choices", key)
+    value = _at(config, *key.split(".")) if choice is None else choice
+    return "" if value is None else str(value)
 
 
-def _load(path: Path) -> dict[str, Any]:
-    """A file of settings, {} where it is not there; references are left as they are."""
-    content = OmegaConf.to_container(OmegaConf.load(path), resolve=False) if path.is_file() else {}
-    assert isinstance(content, dict)
-    return {str(key): value for key, value in content.items()}
+def _load(path: Path) -> Any:
+    """A file of settings, None where it is not there; references are left as they are."""
+    return read_yaml(path) if path.is_file() else None
+
+
+def _at(node: Any, *keys: str) -> Any:
+    """An entry in mappings within each other; None where there is none."""
+    for key in keys:
+        node = node.get(key) if isinstance(node, dict) else None
+    return node
 
 
 def _objective(folder: Path) -> tuple[str, int]:
     """The metric that the sweep is about, and 1 where more of it is better, else -1."""
-    sweeper = _load(folder / "multirun.yaml").get("hydra", {}).get("sweeper", {})
-    return sweeper.get("objective", OBJECTIVE), -1 if sweeper.get("direction") == "minimize" else 1
+    sweeper = _at(_load(folder / "multirun.yaml"), "hydra", "sweeper")
+    objective = _at(sweeper, "objective")
+    sign = -1 if _at(sweeper, "direction") == "minimize" else 1
+    return objective if isinstance(objective, str) else OBJECTIVE, sign
 
 
 def _score(run: Run, objective: str) -> float | None:

@@ -141,6 +141,9 @@ def test_a_test_ends_at_once(command, tiny_data: list[str], tmp_path: Path) -> N
     trusted = documented("distributed.md", "trust=true")
     done = command(*(a.replace("outputs/DAY/TIME", f"{tmp_path}/run") for a in trusted), "~callbacks.signal")
     assert done.code == 0, done.err
+    saved = (tmp_path / "run" / ".hydra" / "overrides.yaml").read_text()
+    assert saved.endswith("- ~callbacks.signal\n"), "what the run has gone on with"
+    assert "going on after step" in (tmp_path / "run" / "train.log").read_text()
     metrics = json.loads((tmp_path / "run" / "results.json").read_text())["metrics"]
     assert {"train/loss", "train/loss_epoch", "val/top1", "val/top1_best", "test/top1"} <= metrics.keys()
 

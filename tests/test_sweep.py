@@ -463,6 +463,29 @@ def test_what_differs_becomes_a_column(
     assert "[/red]" in out
 
 
+def test_a_damaged_run_is_one_line_of_the_summary(tmp_path: Path) -> None:
+    made_up(tmp_path, "good", ["seed=1"], 0.5)
+    damage = {
+        "cut": ("results.json", '{"top1": 0.5'),
+        "deep": ("results.json", '{"a":' * 100_000),
+        "infinite": ("results.json", '{"top1": Infinity}'),
+        "mistyped": ("results.json", '{"metrics": {"val/top1_best": "0.9"}}'),
+        "overrides": (".hydra/overrides.yaml", "- &a [x]\n- *a\n"),
+        "no_list": (".hydra/overrides.yaml", "seed: 1\n"),
+    }
+    for name, (file, text) in damage.items():
+        (made_up(tmp_path, name, ["seed=2"], 0.5) / file).write_text(text)
+    sweep.summarize(tmp_path)
+    found = rows(tmp_path)
+    assert found["good"]["status"] == "finished"
+    for name, (file, _) in damage.items():
+        assert found[name]["status"] == "failed"
+        assert f"{file} is damaged: " in found[name]["reason"]
+    (tmp_path / "good" / ".hydra" / "config.yaml").write_text("[1, 2]")
+    (tmp_path / "multirun.yaml").write_text("- hydra")
+    assert sweep.summarize(tmp_path) == 0, "nothing has failed since the sweep was last started"
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = documented("sweeps.md", "dtf.sweep")
     assert words[:2] == ["-m", "dtf.sweep"]

@@ -154,12 +154,17 @@ def test_a_run_resumes_within_an_epoch(command, tiny_data: list[str], tmp_path: 
     assert_same(best[0].state_dict, best[1].state_dict)
 
 
+def contents(folder: Path) -> dict[Path, int]:
+    """All files of a folder with the times of their last changes."""
+    return {path: path.stat().st_mtime_ns for path in sorted(folder.rglob("*"))}
+
+
 def test_a_finished_run_is_not_run_again(command, tiny_run: Path, tiny_data: list[str]) -> None:
-    before = (tiny_run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    before = contents(tiny_run)
     done = command("train.py", *tiny_data, *FULL_RECIPE, f"output={tiny_run}")
     assert done.code == 0
     assert "nothing to do" in done.out
-    assert (tiny_run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == before
+    assert contents(tiny_run) == before
 
 
 @pytest.mark.parametrize(
@@ -174,11 +179,46 @@ def test_another_run_does_not_go_on_in_this_folder(
     command, tiny_run: Path, tiny_data: list[str], changed: str, named: str
 ) -> None:
     recipe = [r for r in FULL_RECIPE if not (changed == "model=c2d_tiny" and "filter_groups" in r)]
+    before = contents(tiny_run)
     done = command("train.py", *tiny_data, *recipe, changed, f"output={tiny_run}")
     assert done.code == 1
     assert done.err.count("\n") == 1
     assert done.err.startswith("error: ")
     assert named in done.err
+    assert contents(tiny_run) == before, "a refused start costs the run nothing"
+
+
+def test_a_refused_start_leaves_a_run_that_can_be_resumed(command, tiny_run: Path, monkeypatch) -> None:
+    before = contents(tiny_run)
+    done = command("train.py", f"resume={tiny_run}", "optim.lr=0.5")
+    assert "belongs to a run with other settings (optim.lr: 0.002 -> 0.5)" in done.err
+    assert contents(tiny_run) == before
+    # A second process.
+    monkeypatch.setattr("dtf.runs.command.SECONDS_TO_WAIT", 0.0)
+    monkeypatch.setattr("dtf.runs.command.lock", lambda file: False)
+    done = command("train.py", f"resume={tiny_run}", "trainer.max_epochs=9")
+    assert done.code == 75
+    assert contents(tiny_run) == before
+
+
+def test_a_damaged_folder_is_one_line(command, tiny_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(tiny_run, folder)
+    (folder / "results.json").write_text('{"top1": 0.5, "metr')
+    done = command("train.py", f"resume={folder}")
+    assert done.code == 1
+    assert "results.json is damaged: " in done.err
+    assert "remove it, and the same command tests the run again" in done.err
+    assert done.err.count("\n") == 1
+    # As in a folder that cannot be written, also for the one who may write everywhere.
+    (folder / ".lock").unlink()
+    (folder / ".lock").mkdir()
+    done = command("train.py", f"resume={folder}")
+    assert done.code == 1
+    assert done.err == (
+        f"error: cannot write {folder}/.lock: Is a directory; make it writable, or choose another folder "
+        "with output=DIR\n"
+    )
 
 
 def test_two_processes_share_the_folder_of_each_run(tiny_data: list[str], tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import json
 import logging
 import os
 import re
@@ -24,8 +23,9 @@ import threading
 import time
 import traceback
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from logging.handlers import MemoryHandler
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,10 +45,11 @@ from hydra.errors import (
 )
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from dtf.errors import RunError
+from dtf.files import explaining, open_regular, replacing
 from dtf.runs.help import help_text
 from dtf.runs.lock import lock
 from dtf.text import degrade_output, escape_logs, nearest, printable
@@ -76,6 +77,8 @@ STOPPED = tuple(128 + number for number in STOP_SIGNALS)
 """Exit codes of a run that has saved because a signal asked it to stop, see `dtf.lit.survival`."""
 RESULTS = "results.json"
 """In the folder of a run that is finished."""
+OVERRIDES = ".hydra/overrides.yaml"
+"""In the folder of a run: what it was started with."""
 LOCK = ".lock"
 """In the folder of a run or a search: locked by the process that is at work there."""
 SECONDS_TO_WAIT = 20.0
@@ -118,7 +121,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                 _environment_of_run(full_error),
                 one_line_errors(conf),
                 alone_in(run_folder()),
-                _recorded(conf),
+                _recorded(conf, cfg),
             ):
                 return function(cfg)
 
@@ -413,7 +416,7 @@ def _network(conf: Path, name: str) -> dict[str, Any] | None:
 
 
 class SweepFolder(Callback):
-    """Hydra callback by which `command` learns where the sweep lies that it has started.
+    """Hydra callback by which `command` learns where the sweep lies, and writes into a run's folder itself.
 
     Attributes:
         started: the folder of this process's sweep, None before there is one.
@@ -425,33 +428,108 @@ class SweepFolder(Callback):
         """Remember the folder."""
         SweepFolder.started = Path(config.hydra.sweep.dir).resolve()
 
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Let Hydra write nothing there: it does not know yet whether the folder may be this run's."""
+        with read_write(config), open_dict(config):
+            config.hydra.output_subdir = None
+            for handler in (config.hydra.job_logging.get("handlers") or {}).values():
+                if "filename" in handler:
+                    handler.delay = True
+
 
 def failure(folder: Path) -> str | None:
     """Why the run in `folder` failed, in one line; None where it did not."""
     path = folder / FAILURE
-    return path.read_text("utf-8", "replace").partition("\n")[0] if path.is_file() else None
+    if not path.is_file():
+        return None
+    with open_regular(path) as file:
+        return file.readline(1 << 16).decode("utf-8", "replace").rstrip("\n")
+
+
+def begin() -> None:
+    """Make its folder that of the present run: called when all checks have passed, in each process.
+
+    Until then nothing in the folder of an earlier run is changed, so that a start that is refused costs it
+    nothing: neither its settings, by which it is resumed, nor its log, nor what it says of a failure.
+    """
+    while _to_begin:
+        _to_begin.pop()()
+
+
+_to_begin: list[Callable[[], None]] = []
 
 
 @contextmanager
-def _recorded(conf: Path) -> Iterator[None]:
-    """Leave the reason of a failure in the run's folder, for the summary of a sweep."""
-    folder = run_folder()
-    if is_first_process():
-        (folder / FAILURE).unlink(missing_ok=True)
+def _recorded(conf: Path, cfg: DictConfig) -> Iterator[None]:
+    """Leave settings, log and the reason of a failure in the run's folder, from `begin` on."""
+    folder, settings, held = run_folder(), _settings(cfg), _hold_log()
+    has_begun = False
+
+    def write() -> None:
+        nonlocal has_begun
+        has_begun = True
+        if is_first_process():
+            (folder / FAILURE).unlink(missing_ok=True)
+            _write_settings(folder, settings)
+        _release_log(held, write=True)
+
+    _to_begin[:] = [write]
+    # A sweep has written its run's settings already.
+    earlier = ("checkpoints", RESULTS) if sweep_folder() else ("checkpoints", RESULTS, OVERRIDES)
+    if not any((folder / name).exists() for name in earlier):
+        begin()
     try:
         yield
     except Exception as error:
-        text = explain(error, conf) or f"{type(error).__name__}: {error}"
-        _record(folder, text, traceback.format_exc())
+        # A sweep is told by this file, whatever has become of its run.
+        if has_begun or sweep_folder() is not None:
+            text = explain(error, conf) or f"{type(error).__name__}: {error}"
+            _record(folder, text, traceback.format_exc())
         raise
+    finally:
+        _to_begin.clear()
+        _release_log(held, write=False)
+
+
+def _settings(cfg: DictConfig) -> dict[str, str]:
+    """What Hydra keeps of a run, by file; the overrides come last: by them a run is resumed."""
+    hydra_cfg: Any = HydraConfig.instance().cfg
+    nodes = {"config.yaml": cfg, "hydra.yaml": hydra_cfg, "overrides.yaml": hydra_cfg.hydra.overrides.task}
+    return {f".hydra/{name}": OmegaConf.to_yaml(node) for name, node in nodes.items()}
+
+
+def _write_settings(folder: Path, settings: Mapping[str, str]) -> None:
+    for name, text in settings.items():
+        with replacing(folder / name) as file:
+            file.write(text)
+
+
+def _hold_log() -> dict[logging.Handler, logging.FileHandler]:
+    """Put handlers that remember in the places of those that write files."""
+    handlers, held = logging.getLogger().handlers, {}
+    for place, handler in enumerate(handlers):
+        if isinstance(handler, logging.FileHandler):
+            handlers[place] = MemoryHandler(sys.maxsize, sys.maxsize, handler, flushOnClose=False)
+            handlers[place].setLevel(handler.level)
+            held[handlers[place]] = handler
+    return held
+
+
+def _release_log(held: dict[logging.Handler, logging.FileHandler], write: bool) -> None:
+    """Put the handlers that write files back, and write what was remembered, or forget it."""
+    handlers = logging.getLogger().handlers
+    for remembering, handler in held.items():
+        if write:
+            remembering.flush()
+        remembering.close()
+        handlers[:] = [handler if h is remembering else h for h in handlers]
+    held.clear()
 
 
 def _record(folder: Path, reason: str, trace: str) -> None:
     # A full disk may be what is wrong; the error itself is shown in any case.
-    with suppress(OSError):
-        partial = folder / f".{FAILURE}.{os.getpid()}.part"
-        partial.write_text(f"{printable(' '.join(reason.split()))}\n\n{trace}", "utf-8", "backslashreplace")
-        os.replace(partial, folder / FAILURE)
+    with suppress(OSError, RunError), replacing(folder / FAILURE) as file:
+        file.write(f"{printable(' '.join(reason.split()))}\n\n{trace}")
 
 
 def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict[str, float] | None:
@@ -464,15 +542,19 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
 
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).resolve()
-    results = folder / RESULTS
-    if results.is_file():
-        config = plain(cfg)
-        done = resume.finished(folder, config)
-        if done is not None and not config.get("find_lr"):
-            log.info("%s is finished: nothing to do", folder.name)
-            return done["metrics"]
     if is_first_process():
         (folder / FAILURE).unlink(missing_ok=True)
+    if (folder / RESULTS).is_file():
+        config = plain(cfg)
+        # Where they are damaged, the run itself says so.
+        with suppress(ValueError):
+            done = resume.finished(folder, config)
+            if done is not None and not config.get("find_lr"):
+                log.info("%s is finished: nothing to do", folder.name)
+                return done["metrics"]
+    if is_first_process() and not (folder / OVERRIDES).exists():
+        # A run that does not come to its beginning is one of the sweep all the same.
+        _write_settings(folder, _settings(cfg))
     environment = {k: v for k, v in os.environ.items() if k not in (RUN_FOLDER, FULL_ERROR)}
     if full_error is not None:
         environment[FULL_ERROR] = full_error
@@ -491,7 +573,7 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         # Not this run alone is to stop. It has saved and said how to go on.
         sys.exit(code)
     if code == 0:
-        return json.loads(results.read_text()).get("metrics", {}) if results.is_file() else {}
+        return resume.read_results(folder / RESULTS)["metrics"] if (folder / RESULTS).is_file() else {}
     if failure(folder) is None:
         ended = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         _record(folder, f"its process {ended}", "")
@@ -552,7 +634,9 @@ def alone_in(folder: Path) -> Iterator[None]:
     if not is_first_process():
         yield
         return
-    with open(folder / LOCK, "a") as file:
+    with explaining(folder / LOCK):
+        file = open(folder / LOCK, "a")  # noqa: SIM115  # closed below, with the lock
+    with file:
         end = time.monotonic() + SECONDS_TO_WAIT
         while not lock(file):
             if time.monotonic() > end:
@@ -600,12 +684,17 @@ def _summary() -> Iterator[None]:
 
 
 def _say_what_is_swept(arguments: list[str]) -> list[str]:
-    """Tell the jobs of a sweep, which may run elsewhere, which settings are the same in all of them."""
+    """Tell the jobs of a sweep, which may run elsewhere, which settings are the same in all of them.
+
+    And tell Hydra to write none into their folders.
+    """
     if not {"-m", "--multirun"} & set(arguments):
         return arguments
     texts = [a for a in arguments if not a.startswith("-") and "=" in a]
     overrides = OverridesParser.create().parse_overrides(texts)
     fixed = ",".join(quoted(o.key_or_group) for o in overrides if not o.is_sweep_override())
+    # Each run writes its settings itself.
+    arguments = with_override(arguments, "hydra.output_subdir=null")
     return with_override(arguments, f"hydra.job.config.override_dirname.exclude_keys=[{fixed}]")
 
 

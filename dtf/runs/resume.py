@@ -7,7 +7,6 @@ was started with and `output=DIR`, so that nothing has to be typed again.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -21,8 +20,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from dtf.errors import RunError
-from dtf.files import leads_out, read_yaml
-from dtf.runs.command import CONF, RESULTS, is_first_process, is_option, program, quoted
+from dtf.files import leads_out, read_json, read_yaml
+from dtf.runs.command import CONF, OVERRIDES, RESULTS, is_first_process, is_option, program, quoted
 from dtf.text import printable
 
 if TYPE_CHECKING:
@@ -63,14 +62,12 @@ def expand(arguments: list[str]) -> list[str]:
         raise ValueError("resume=DIR is for one run; a sweep goes on when its own command is given again")
     trusted = _is_trusted(arguments)
     folder = Path(given[-1].removeprefix("resume=").strip("'\""))
-    saved = folder / ".hydra" / "overrides.yaml"
+    saved = folder / OVERRIDES
     if not saved.is_file():
         raise ValueError(
             f"resume={folder}: that folder holds no run (no {saved}); give the output folder of one"
         )
-    entries = read_yaml(saved)
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError(f"{saved} is damaged: it is no list of settings")
+    entries = read_overrides(saved)
     typed = [a for a in arguments if not a.startswith(("resume=", "output=", "trust="))]
     again = {_key(a) for a in typed}
     kept, doubts = [], _strange_files(folder)
@@ -96,6 +93,18 @@ def expand(arguments: list[str]) -> list[str]:
         print(printable(f"warning: taken on trust from {folder}: {'; '.join(doubts)}"), file=sys.stderr)
     # All overrides in one piece, as argparse wants them; what is typed now comes last and wins.
     return [*kept, f"output={quoted(folder)}", *typed]
+
+
+def read_overrides(path: Path) -> list[str]:
+    """What a run was started with, as texts that may be anything.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    entries = read_yaml(path)
+    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
+        raise ValueError(f"{path} is damaged: it is no list of settings")
+    return entries
 
 
 def _is_trusted(arguments: Sequence[str]) -> bool:
@@ -186,13 +195,45 @@ def is_free(key: str) -> bool:
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The results of a run that is complete with these very settings, else None."""
+    """The results of a run that is complete with these very settings, else None.
+
+    Raises:
+        ValueError: the file of its results is damaged.
+    """
     path = folder / RESULTS
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
+    try:
+        found = read_results(path)
+    except ValueError as error:
+        raise ValueError(f"{error}; remove it, and the same command tests the run again") from None
     # eval.py leaves no config: its runs are short, and repeated.
     return None if changes(found.get("config", {}), config) else found
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """What a results.json says, which may come from anywhere.
+
+    Returns:
+        With "metrics", {} where it has none.
+
+    Raises:
+        ValueError: it is damaged: no JSON object, or its entries have other types than train.py writes.
+    """
+    found = {"metrics": {}} | read_json(path)
+    kinds: dict[str, Any] = {"config": Mapping, "metrics": Mapping, "split": str}
+    kinds |= dict.fromkeys(("top1", "top5", "seconds"), int | float | None)
+    figures = {f"metrics.{name}": value for name, value in dict(_mapping(found["metrics"])).items()}
+    for key, value in (found | figures).items():
+        if not isinstance(
+            value, int | float | None if key.startswith("metrics.") else kinds.get(key, object)
+        ):
+            raise ValueError(f"{path} is damaged: {key} cannot be {str(value)[:80]}")
+    return found
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> list[str]:

@@ -225,7 +225,7 @@ def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatc
 def test_a_sweep_names_folders_by_what_changes() -> None:
     arguments = ["-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b", "+betas=[0.9, 0.99]"]
     told = command._say_what_is_swept(arguments)
-    assert told[:-1] == arguments
+    assert told[:-1] == [*arguments, "hydra.output_subdir=null"]
     assert command._say_what_is_swept(["seed=1,2", "--multirun"])[-1] == "--multirun"
     fixed = OverridesParser.create().parse_overrides(told[-1:])[0].value()
     assert fixed == ["seed", "data.root", "betas"]
