@@ -31,6 +31,10 @@ from dtf.data.boxes import index_fault
 from dtf.data.reader import FrameReader, VideoError
 from dtf.text import printable
 
+# What is wrong with a video is said by its error. torchvision below 0.29, which PyTorchVideo has loaded, lets
+# FFmpeg print as well.
+av.logging.set_level(None)
+
 PACKET_CAP_BYTES = 64 << 20
 """More compressed bytes than this, with what holding a packet costs, are not held in memory: the file is then
 read again by seeking."""
