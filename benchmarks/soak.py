@@ -65,11 +65,11 @@ def write_videos(root: Path) -> None:
             path.write_bytes(broken[i // (NUM_VIDEOS // NUM_BROKEN) % len(broken)])
 
 
-def family() -> list[int]:
-    """This process and its children."""
-    me = os.getpid()
-    children = Path(f"/proc/{me}/task/{me}/children").read_text().split()
-    return [me, *map(int, children)]
+def family(process: int | None = None) -> list[int]:
+    """This process and all below it: workers, and the children that read for them."""
+    process = process or os.getpid()
+    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
+    return [process, *(found for child in children for found in family(int(child)))]
 
 
 def memory_mb() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from test_predict import VIDEOS
 from torch import nn
 
 from dtf.apply.predictor import Predictor
+from dtf.data.decode import VideoError, VideoReader
 from dtf.explain import choose_blocks, grad_cam, main, parse, read_clip
 from dtf.layers import Maps
 from dtf.models import create_model, layer_maps, save_weights
@@ -262,3 +264,10 @@ def test_the_documented_code_runs(capsys):
     )
     exec(compile(code, "explain.md", "exec"), {})
     assert "backbone.layer1.0.dtf1 (2, 5, 32, 32)" in capsys.readouterr().out
+
+
+def test_a_video_that_never_ends_is_given_up(tiny_checkpoint: Path, monkeypatch) -> None:
+    view = Predictor(tiny_checkpoint, device="cpu").view
+    monkeypatch.setattr(VideoReader, "_build_table", lambda self, *args: time.sleep(600))
+    with pytest.raises(VideoError, match=r"took longer than max_read_seconds=0\.3 and was given up"):
+        read_clip(view, VIDEOS[0], 0.3)

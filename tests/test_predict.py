@@ -5,7 +5,10 @@ from __future__ import annotations
 import csv
 import importlib.util
 import json
+import os
 import shutil
+import signal
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -395,3 +398,35 @@ def test_clock() -> None:
         "1:00:00",
         "1:01:15",
     ]
+
+
+@pytest.mark.parametrize("more", [[], ["window=0.5"]])
+def test_a_video_that_never_ends_is_given_up(here: Path, capsys, monkeypatch, more: list[str]) -> None:
+    """Its decoder hangs, as on a pipe; the next one crashes it, and the third is classified."""
+    for name in ("hangs.mp4", "crashes.mp4"):
+        shutil.copy("match.mp4", name)
+    build = VideoReader._build_table
+
+    def odd(self, *args):
+        if self.name == "hangs.mp4":
+            time.sleep(600)
+        if self.name == "crashes.mp4":
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return build(self, *args)
+
+    monkeypatch.setattr(VideoReader, "_build_table", odd)
+    arguments = ["hangs.mp4", "crashes.mp4", "match.mp4", "checkpoint=best.ckpt", "picture=false", *more]
+    assert main([*arguments, "max_read_seconds=5"]) == 1
+    hung, crashed, summary = capsys.readouterr().err.splitlines()
+    assert hung.endswith("hangs.mp4: took longer than max_read_seconds=5 and was given up")
+    assert crashed.endswith("crashes.mp4: crashed its reader (SIGSEGV)")
+    assert summary == "error: 2 of 3 videos could not be read"
+    records = json.loads((here / "predictions" / "predictions.json").read_text())
+    assert [bool(record["predictions"]) for record in records] == [False, False, True]
+
+
+def test_the_limit_is_a_time() -> None:
+    assert parse(["a.mp4", "checkpoint=x"]).max_read_seconds == 60
+    assert parse(["a.mp4", "checkpoint=x", "max_read_seconds="]).max_read_seconds is None
+    with pytest.raises(ValueError, match="max_read_seconds must be seconds above 0"):
+        parse(["a.mp4", "checkpoint=x", "max_read_seconds=0"])

@@ -291,7 +291,8 @@ def _check_fps(sampler: FrameSampler, reader: Any) -> None:
 def collate(samples: Sequence[Sample]) -> Batch:
     """Join videos to a batch of views: B is the sum of their V."""
     views = torch.tensor([len(sample["view_index"]) for sample in samples])
-    video_BTHWC = torch.cat([sample["video"] for sample in samples])
+    videos = [sample["video"] for sample in samples]
+    video_BTHWC = torch.cat(videos) if len(videos) > 1 else videos[0]  # ten views need no copy
     return Batch(
         video=video_BTHWC.permute(0, 4, 1, 2, 3),
         label=torch.tensor([sample["label"] for sample in samples]).repeat_interleave(views),

@@ -39,12 +39,14 @@ import torch
 from dtf.data.decode import VideoError, VideoReader
 from dtf.text import printable
 
-FORKS = sys.platform == "linux"
+FORKS = sys.platform == "linux" and hasattr(os, "fork")
 
 READ_MEMORY_BYTES = 4 << 30
 """What reading may take on top of what the process has: decoding 8K with all its references fits."""
 
 _PR_SET_PDEATHSIG = 1
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_KEPT_BYTES = 64 << 20
 _REASON_SIGNS = 200
 _END_SECONDS = 5.0
 
@@ -257,6 +259,11 @@ def _serve(pipe: Connection, function: Callable[..., Any], parent: int) -> None:
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle, and it ends this process with itself
     gc.freeze()  # what came with the fork stays shared
     torch.set_num_threads(1)
+    # Memory of a clip goes back to the system and comes again, page by page, unless the allocator keeps some.
+    # musl's has no such setting.
+    if hasattr(_libc(), "mallopt"):
+        _libc().mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES // 2)
+        _libc().mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
     _limit_memory()
     while True:
         try:

@@ -33,7 +33,7 @@ from dtf.data.transforms import TestTransform, TrainTransform
 
 pytestmark = pytest.mark.skipif(not isolated.FORKS, reason="needs a system where a child may be forked")
 
-LIMIT_SECONDS = 0.7
+LIMIT_SECONDS = 2.0  # a sound video of these needs a hundredth of it, where the machine is not busy
 PLAIN = TrainTransform(48, crop="center", flip=0.0)
 
 
@@ -61,9 +61,13 @@ def work(process: ReadingProcess, job: str) -> str:
     return str(os.getpid())
 
 
-def caller(**settings):
+def caller():
     process = ReadingProcess((2, 3))
-    return process, functools.partial(process.call, "v.mp4", functools.partial(work, process), **settings)
+
+    def call(job, seconds=None):
+        return process.call("v.mp4", functools.partial(work, process), job, seconds=seconds)
+
+    return process, call
 
 
 def test_answer_and_memory_come_back_from_one_process():
@@ -82,7 +86,7 @@ FAULTS = {
     "SIGSEGV": "crashed its reader (SIGSEGV)",
     "SIGKILL": "crashed its reader (SIGKILL)",
     "exit": "crashed its reader (exit code 3)",
-    "hang": "took longer than max_read_seconds=0.7 and was given up",
+    "hang": "took longer than max_read_seconds=0.3 and was given up",
     "broken": "is empty",
     "memory": "needs too much memory to read (a video may take 4 GiB)",
     "error": "cannot be read (IndexError: no such \\x1b[31mframe)",
@@ -91,11 +95,11 @@ FAULTS = {
 
 def test_every_fault_is_the_videos(capfd):
     """One line each, nothing on the terminal, and the next call works."""
-    _, call = caller(seconds=LIMIT_SECONDS)
+    _, call = caller()
     for fault, reason in FAULTS.items():
         before = call("abc")[0]
         with pytest.raises(VideoError) as error:
-            call(fault)
+            call(fault, 0.3 if fault == "hang" else None)
         assert error.value.reason == reason
         after = call("abc")[0]
         assert (after == before) is (fault == "broken"), "only a reader in a known state goes on"
@@ -104,17 +108,17 @@ def test_every_fault_is_the_videos(capfd):
 
 def test_what_is_given_up_is_gone():
     """Process, descriptors, memory: this one has what it had before."""
-    _, call = caller(seconds=0.05)
+    _, call = caller()
     child = int(call("abc")[0])
-    files = len(os.listdir("/proc/self/fd"))
+    files, threads = len(os.listdir("/proc/self/fd")), threading.active_count()
     for _ in range(3):
         with pytest.raises(VideoError, match="given up"):
-            call("hang")
+            call("hang", 0.05)
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
         child = int(call("abc")[0])
     assert len(os.listdir("/proc/self/fd")) == files
-    assert threading.active_count() == 1 or all(t.name != "limited call" for t in threading.enumerate())
+    assert threading.active_count() == threads
 
 
 def test_a_missing_package_is_not_the_videos_fault():
@@ -243,7 +247,7 @@ def open_odd(path, decoder):
 
 
 ODD = {
-    "pipe.mp4": "took longer than max_read_seconds=0.7 and was given up",
+    "pipe.mp4": "took longer than max_read_seconds=2 and was given up",
     "shrinking": "crashed its reader (SIGBUS)",
     "index.mp4": "cannot be read (IndexError: list index out of range)",
     "memory.mp4": "needs too much memory to read (a video may take 4 GiB)",
@@ -278,6 +282,7 @@ def odd_videos(tmp_path, good_videos, monkeypatch) -> VideoIndex:
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_odd_videos_among_good_ones(odd_videos, num_workers):
     """Training takes other videos and names these; evaluation keeps them with the reason; all goes on."""
+    # With this seed no other video is replaced by the one that is waited for.
     train = TrainDataset(odd_videos, FrameSampler(2), PLAIN, max_read_seconds=LIMIT_SECONDS)
     evaluation = EvalDataset(odd_videos, FrameSampler(2), TestTransform(48), max_read_seconds=LIMIT_SECONDS)
     names = [os.path.basename(odd_videos.path(i)) for i in range(13)]
