@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtf.runs import resume
@@ -11,7 +12,13 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
-@command("train", prepare=resume.expand)
+def _summarize(folder: Path) -> int:
+    from dtf.sweep import summarize
+
+    return summarize(folder)
+
+
+@command("train", prepare=resume.expand, finished=resume.finished, summarize=_summarize)
 def main(cfg: DictConfig) -> dict[str, float]:
     """Train, keep the best and the last checkpoint, test the best one.
 

@@ -158,7 +158,9 @@ def test_files_say_what_they_are_and_nothing_of_this_machine(exported: Path) -> 
         assert word not in texts, word
 
 
-@pytest.mark.parametrize("part", ["exported/model.onnx ", "exported/model.pt2 "])
+@pytest.mark.parametrize(
+    "part", ["dive.mp4 checkpoint=exported/model.onnx ", "dive.mp4 checkpoint=exported/model.pt2 "]
+)
 def test_the_documented_predictions(
     exported: Path, part: str, real_video: Path, monkeypatch, tmp_path
 ) -> None:

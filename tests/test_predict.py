@@ -331,9 +331,9 @@ def test_a_copy_that_cannot_be_made_costs_nothing_else(here: Path, capsys, monke
     """H.264 ends at 16384 pixels."""
     with av.open("huge.mkv", "w") as container:
         stream = container.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 16400, 16, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = 16400, 80, "yuv420p"
         for _ in range(3):
-            picture = av.VideoFrame.from_ndarray(np.zeros((16, 16400, 3), np.uint8), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(np.zeros((80, 16400, 3), np.uint8), format="rgb24")
             container.mux(stream.encode(picture))
         container.mux(stream.encode(None))
     arguments = ["huge.mkv", "match.mp4", "checkpoint=best.ckpt", "window=2", "video=true"]

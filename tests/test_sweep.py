@@ -27,11 +27,13 @@ PROGRAM = """
 import json, math, os, signal, sys, time
 from dtf.runs import command as machinery
 from dtf.errors import RunError
+from dtf.runs import resume
 from dtf.runs.command import command, plain, run_folder
+from dtf.sweep import summarize
 
 machinery.SECONDS_TO_WAIT = float(os.environ.get("PATIENCE", "20"))
 
-@command("work")
+@command("work", finished=resume.finished, summarize=summarize)
 def main(cfg):
     folder = run_folder()
     steps = folder / "steps.txt"

@@ -86,6 +86,7 @@ SECONDS_TO_WAIT = 20.0
 
 log = logging.getLogger(__name__)
 Prepare = Callable[[list[str]], list[str]]
+Finished = Callable[[Path, dict[str, Any]], dict[str, Any] | None]
 
 
 class FolderInUse(RunError):
@@ -94,12 +95,20 @@ class FolderInUse(RunError):
     code = 75  # os.EX_TEMPFAIL, which not every platform has
 
 
-def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Callable], Callable[[], None]]:
+def command(
+    config_name: str,
+    prepare: Prepare | None = None,
+    finished: Finished = lambda folder, config: None,
+    summarize: Callable[[Path], int] = lambda folder: 0,
+) -> Callable[[Callable], Callable[[], None]]:
     """Make a Hydra program of a function.
 
     Args:
         config_name: file in the folder conf/ beside the function's file, without ".yaml".
         prepare: sees and changes the command-line arguments before Hydra does.
+        finished: from a run's folder and settings to its results; None: it has none for these settings. Runs
+            of a sweep that are finished are not started again.
+        summarize: closes a sweep, given its folder; returns how many of its runs failed.
 
     Returns:
         A decorator for `function(cfg) -> metrics`. The decorated function takes no argument and exits the
@@ -116,7 +125,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
             escape_logs()
             _set_up_log(cfg)
             if HydraConfig.get().mode == RunMode.MULTIRUN:
-                return _run_of_sweep(script, cfg, full_error)
+                return _run_of_sweep(script, cfg, full_error, finished)
             with (
                 _environment_of_run(full_error),
                 one_line_errors(conf),
@@ -145,7 +154,7 @@ def command(config_name: str, prepare: Prepare | None = None) -> Callable[[Calla
                         arguments = prepare(arguments) if prepare else arguments
                         sys.argv[1:] = _say_what_is_swept(arguments)
                     _name_networks(conf, sys.argv[1:])
-                    with _summary():
+                    with _summary(summarize):
                         hydra.main(version_base="1.3", config_path=str(conf), config_name=config_name)(task)()
                 finally:
                     _restore(FULL_ERROR, full_error)
@@ -532,14 +541,14 @@ def _record(folder: Path, reason: str, trace: str) -> None:
         file.write(f"{printable(' '.join(reason.split()))}\n\n{trace}")
 
 
-def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict[str, float] | None:
+def _run_of_sweep(
+    script: Path, cfg: DictConfig, full_error: str | None, finished: Finished
+) -> dict[str, float] | None:
     """One run of a sweep, in a process of its own: no crash, kill or leak of it reaches the others.
 
     Returns:
         Its metrics; None where it failed, which is told by its folder.
     """
-    from dtf.runs import resume
-
     hydra_config = HydraConfig.get()
     folder = Path(hydra_config.runtime.output_dir).resolve()
     if is_first_process():
@@ -548,7 +557,7 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         config = plain(cfg)
         # Where they are damaged, the run itself says so.
         with suppress(ValueError):
-            done = resume.finished(folder, config)
+            done = finished(folder, config)
             if done is not None and not config.get("find_lr"):
                 log.info("%s is finished: nothing to do", folder.name)
                 return done["metrics"]
@@ -573,7 +582,8 @@ def _run_of_sweep(script: Path, cfg: DictConfig, full_error: str | None) -> dict
         # Not this run alone is to stop. It has saved and said how to go on.
         sys.exit(code)
     if code == 0:
-        return resume.read_results(folder / RESULTS)["metrics"] if (folder / RESULTS).is_file() else {}
+        done = finished(folder, plain(cfg))
+        return {} if done is None else done["metrics"]
     if failure(folder) is None:
         ended = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
         _record(folder, f"its process {ended}", "")
@@ -665,7 +675,7 @@ def _end_with_sweep() -> None:
 
 
 @contextmanager
-def _summary() -> Iterator[None]:
+def _summary(summarize: Callable[[Path], int]) -> Iterator[None]:
     """Close a sweep with its summary, however it ends; exit code 1 where a run failed."""
     try:
         yield
@@ -676,9 +686,7 @@ def _summary() -> Iterator[None]:
     finally:
         failed = 0
         if SweepFolder.started is not None and is_first_process():
-            from dtf import sweep
-
-            failed = sweep.summarize(SweepFolder.started)
+            failed = summarize(SweepFolder.started)
     if failed:
         raise RunError(f"{failed} run(s) of the sweep failed; the same command tries them again")
 
