@@ -120,7 +120,7 @@ def check_fits(
     """
     faults = []
     for key, value in fixed.items():
-        given = getattr(data, key)
+        given = getattr(data.view, key)
         if given != (tuple(value) if isinstance(value, list) else value):
             what = f"clips of {value} frames" if key == "clip_length" else f"data.{key}={value} only"
             faults.append(f"its network takes {what}, data.{key}={given}: leave that setting out")
@@ -159,6 +159,11 @@ def recipe_hint(
         return None
     family = re.match("[^_]+_[a-z]+", network)
     near = [recipe for recipe in known if family and recipe[2].startswith(family[0])]
+    control = ""
+    if not near and architecture(network).family is None:
+        # A control takes the recipe of what it is compared with.
+        backbone, control = architecture(network).backbone, f" model={network}"
+        near = [recipe for recipe in known if architecture(recipe[2]).backbone is backbone]
     hint = "the recipe is the default one, for small networks on the motion data"
     if not near:
         return f"{hint}; docs/recipes.md has others"
@@ -173,7 +178,9 @@ def recipe_hint(
             -abs(r[3] - clip_length),
         ),
     )
-    return f"{hint}; nearest published one: experiment={name}" + (f" data={data}" if of_data != data else "")
+    return f"{hint}; nearest published one: experiment={name}{control}" + (
+        f" data={data}" if of_data != data else ""
+    )
 
 
 def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.strategies import DDPStrategy
 
+from dtf.data.clip_view import CLIP_KEYS
 from dtf.lit import build
 from dtf.lit.callbacks import BestCheckpoint
 from dtf.lit.optim import OptimConfig
@@ -111,8 +112,7 @@ def test_data(option: str) -> None:
     assert cfg.data.name == option
     data = build.instantiate(cfg.data)
     assert isinstance(data, pl.LightningDataModule)
-    for key in ("clip_length", "crop_px", "mean", "std", "splits", "batch_size"):
-        assert hasattr(data, key)
+    assert data.view.settings().keys() == set(CLIP_KEYS)
 
 
 @pytest.mark.parametrize("option", options("optim"))
@@ -129,7 +129,7 @@ RECIPES = options("experiment")
     [
         ("dtf_swin_tiny", "k400", ["model=dtf_swin", "data=k400"], "k400_dtf_swin_small_16f"),
         ("dtf_resnet50", "ssv2", ["data.clip_length=32"], "ssv2_dtf_resnet50_32f"),
-        ("c2d_resnet101", "diving48", [], "diving48_c2d_resnet50_16f"),
+        ("c2d_resnet101", "diving48", [], "diving48_dtf_resnet50_16f model=c2d_resnet101"),
         ("dtf_resnet50", "folder", [], "k400_dtf_resnet50_16f data=folder"),
     ],
 )
