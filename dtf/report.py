@@ -37,6 +37,7 @@ from markupsafe import Markup
 
 from dtf.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml, replacing
 from dtf.runs.command import one_line_errors
+from dtf.runs.measure import Measure, measures
 from dtf.runs.options import parse_options, yes_or_no
 from dtf.text import cell, printable_lines
 
@@ -63,6 +64,8 @@ MOST_CLASSES = 4000
 """In a confusion matrix."""
 MOST_BLOCKS, MOST_FREQUENCIES, MOST_PANELS = 200, 64, 40
 MOST_CLIP_BYTES = 1 << 29
+MOST_PICTURE_BYTES = 1 << 24
+TABLES_SHOWN = 20
 
 log = logging.getLogger(__name__)
 _NO_FRAMES = "no frames: frames=true shows those of a run of your own"
@@ -73,8 +76,6 @@ _STEPS, _TRAINING, _VALIDATION = "training, each step", "training", "validation"
 Panel = tuple[str, list[tuple[str, str]], str]
 PANELS: list[Panel] = [
     ("loss", [("train/loss", _STEPS), ("train/loss_epoch", _TRAINING), ("val/loss", _VALIDATION)], ""),
-    ("top-1", [("train/top1", _TRAINING), ("val/top1", _VALIDATION)], "%"),
-    ("top-5", [("train/top5", _TRAINING), ("val/top5", _VALIDATION)], "%"),
     ("learning rate", [("train/lr", "")], ""),
     ("gradient norm, before clipping", [("train/grad_norm", "")], ""),
     ("clips per second", [("train/clips_per_s", "")], ""),
@@ -82,7 +83,7 @@ PANELS: list[Panel] = [
     ("GPU memory, GiB", [("train/gpu_memory_gib", "")], ""),
     ("memory of the process, GiB", [("train/memory_gib", "")], ""),
 ]  # fmt: skip
-"""Title, curves with their labels, unit."""
+"""Title, curves with their labels, unit; behind the first one come those of the task's measures."""
 
 
 @dataclass(frozen=True)
@@ -289,7 +290,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
             points[name] = [p for p in points[name] if p[1] < added[0][1]] + added
 
     # Metrics of whole epochs stand once in an epoch, at its last step.
-    ends = [(e, s) for name in ("train/loss_epoch", "train/top1") for e, s, _ in points.get(name, [])]
+    ends = [(e, s) for e, s, _ in points.get("train/loss_epoch", [])]
     per_epoch = max(((step + 1) / (epoch + 1) for epoch, step in ends), default=1.0)
     curves = {}
     for name, values in points.items():
@@ -316,6 +317,7 @@ def page(run: Run, frames: bool = True) -> str:
     """The whole page as HTML, nothing of it elsewhere."""
     parts: list[tuple[str, Callable[[Run], list[Block]]]] = [
         ("Result", _result),
+        ("Details", _details),
         ("Curves", _curves),
         ("Confusions", _confusions),
         ("Classes", _classes),
@@ -364,18 +366,21 @@ def _result(run: Run) -> list[Block]:
     lines += [(name, found.get(name)) for name in ("checkpoint", "views")]
     lines.append(("split", found.get("split_is")))
     lines.append(("folder", str(run.folder.resolve())))
-    if "top1" not in found:
+    known = _measures(run)
+    if known[0].name not in found:
         note = (
             "Neither validated nor tested." if found else "This run is not finished: there is no result yet."
         )
         return [{"note": note}, _pairs(lines)]
     cards = [
-        ("top-1", f"{found['top1']:.2%}"),
-        ("top-5", f"{found['top5']:.2%}"),
-        ("loss", "none" if found["loss"] is None else f"{found['loss']:.3f}"),
+        *((m.title, "none" if found[m.name] is None else m.format(found[m.name])) for m in known),
         (f"videos of {found.get('split', 'the split')}", f"{found['videos']:,}"),
-        ("views of each", ", ".join(str(v) for v in found["views_per_video"][:ROWS_SHOWN])),
     ]
+    if "loss" in found:
+        loss = found["loss"]
+        cards.insert(len(known), ("loss", "none" if loss is None else f"{loss:.3f}"))
+    if "views_per_video" in found:
+        cards.append(("views of each", ", ".join(str(v) for v in found["views_per_video"][:ROWS_SHOWN])))
     if found["broken_videos"]:
         cards.append(("broken, counted as wrong", str(len(found["broken_videos"]))))
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime((run.folder / "results.json").stat().st_mtime))
@@ -384,11 +389,48 @@ def _result(run: Run) -> list[Block]:
     return [*refused, {"cards": cards}, _pairs(lines)]
 
 
+def _measures(run: Run) -> list[Measure]:
+    """The measures of the run's task."""
+    return measures(run.results.get("task") or run.about.get("task"))
+
+
+def _details(run: Run) -> list[Block]:
+    """The tables and pictures that a task shows, whatever it is."""
+    blocks: list[Block] = []
+    for table in run.results.get("tables", [])[:TABLES_SHOWN]:
+        head, rows = [str(text) for text in table["head"]], table["rows"]
+        shown = [[_entry(value) for value in row] for row in rows[:ROWS_SHOWN]]
+        numeric = {i for i in range(len(head)) if all(isinstance(row[i], int | float) for row in rows)}
+        blocks.append({"heading": str(table["title"]), "head": head, "rows": shown, "numeric": numeric})
+        if len(rows) > ROWS_SHOWN:
+            blocks.append({"note": f"and {len(rows) - ROWS_SHOWN} more"})
+    for picture in run.results.get("pictures", [])[:TABLES_SHOWN]:
+        name = str(picture["file"])
+        path = _found(run.folder, name) if name == os.path.basename(name) else None
+        if path is None:
+            raise ValueError(f"the run's folder has no picture {name[:100]!r}")
+        with open_regular(path) as file:
+            content = file.read(MOST_PICTURE_BYTES + 1)
+        if len(content) > MOST_PICTURE_BYTES or not content.startswith(b"\x89PNG\r\n"):
+            raise ValueError(f"{path.name} is no picture, or one of more than {MOST_PICTURE_BYTES >> 20} MiB")
+        blocks.append({"large": _image(content, "png", str(picture["alt"]))})
+    return blocks
+
+
+def _entry(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _curves(run: Run) -> list[Block]:
-    shown = {name for _, curves, _ in PANELS for name, _ in curves}
+    own = [
+        (m.title, [(f"train/{m.name}", _TRAINING), (f"val/{m.name}", _VALIDATION)], "%" if m.share else "")
+        for m in _measures(run)
+    ]
+    known: list[Panel] = [PANELS[0], *own, *PANELS[1:]]
+    shown = {name for _, curves, _ in known for name, _ in curves}
     # What other callbacks log; the test is a single point.
     others = sorted(n for n in run.curves if n not in shown and not n.startswith("test/"))
-    panels = [*PANELS, *((name, [(name, "")], "") for name in others[:MOST_PANELS])]
+    panels = [*known, *((name, [(name, "")], "") for name in others[:MOST_PANELS])]
     pictures = []
     for title, curves, unit in panels:
         found = [(run.curves[name], label) for name, label in curves if name in run.curves]

@@ -23,11 +23,11 @@ from rich.table import Table
 
 from dtf.files import read_yaml, replacing
 from dtf.runs.command import FAILURE, OVERRIDES, RESULTS, failure, one_line_errors
+from dtf.runs.measure import Measure, measures
 from dtf.runs.resume import read_overrides, read_results
 from dtf.text import cell, markup
 from dtf.view.figures import drawable, new_figure, save
 
-OBJECTIVE = "val/top1_best"
 ROWS_SHOWN = 40
 BARS_DRAWN = 60
 VALUES_AS_BARS = 8
@@ -56,6 +56,11 @@ class Run:
     earlier: bool = False
     settings: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def headline(self) -> float | None:
+        """The headline of its results."""
+        return self.results.get(measures(self.results.get("task"))[0].name) if self.results else None
+
     def metric(self, name: str) -> float | None:
         """A metric of results.json's "metrics"."""
         return self.results.get("metrics", {}).get(name)
@@ -75,7 +80,7 @@ def summarize(folder: Path) -> int:
     runs = read_runs(folder)
     if not runs:
         return 0
-    objective, sign = _objective(folder)
+    objective, sign = _objective(folder, _measures(runs))
     # By what a user may choose a run: its validation, never its test.
     runs.sort(key=lambda run: _rank(run, objective, sign))
     write_csv(folder / "summary.csv", runs, objective)
@@ -144,18 +149,24 @@ def _at(node: Any, *keys: str) -> Any:
     return node
 
 
-def _objective(folder: Path) -> tuple[str, int]:
+def _measures(runs: Sequence[Run]) -> list[Measure]:
+    """The measures of the sweep's task: those that the first run with results tells."""
+    return measures(next((run.results.get("task") for run in runs if run.results), None))
+
+
+def _objective(folder: Path, known: Sequence[Measure]) -> tuple[str, int]:
     """The metric that the sweep is about, and 1 where more of it is better, else -1."""
     sweeper = _at(_load(folder / "multirun.yaml"), "hydra", "sweeper")
     objective = _at(sweeper, "objective")
-    sign = -1 if _at(sweeper, "direction") == "minimize" else 1
-    return objective if isinstance(objective, str) else OBJECTIVE, sign
+    direction = _at(sweeper, "direction") or {"max": "maximize", "min": "minimize"}[known[0].mode]
+    sign = -1 if direction == "minimize" else 1
+    return objective if isinstance(objective, str) else f"val/{known[0].name}_best", sign
 
 
 def _score(run: Run, objective: str) -> float | None:
     """The objective; the result itself where there is none, as in a sweep over eval.py."""
     value = run.metric(objective)
-    return run.results.get("top1") if value is None else value
+    return run.headline if value is None else value
 
 
 def _rank(run: Run, objective: str, sign: int) -> tuple[int, float, str]:
@@ -172,12 +183,13 @@ def write_csv(path: Path, runs: Sequence[Run], objective: str) -> None:
     keys = list(runs[0].settings)
     with replacing(path, newline="") as file:
         writer = csv.writer(file)
-        head = ["status", objective, "top1", "top5", "split", "seconds", "clips_per_s", "reason"]
-        writer.writerow(["run", *map(cell, keys), *head])
+        known = _measures(runs)
+        head = ["run", *map(cell, keys), "status", objective, *(measure.name for measure in known)]
+        writer.writerow([*head, "split", "seconds", "clips_per_s", "reason"])
         for run in runs:
             r = run.results
-            figures = [run.metric(objective), r.get("top1"), r.get("top5"), r.get("split"), r.get("seconds")]
-            row = [*figures, run.metric("train/clips_per_s"), run.reason]
+            row = [run.metric(objective), *(r.get(measure.name) for measure in known), r.get("split")]
+            row += [r.get("seconds"), run.metric("train/clips_per_s"), run.reason]
             texts = ["" if x is None else f"{x:.6g}" if isinstance(x, float) else str(x) for x in row]
             writer.writerow(map(cell, [run.folder.name, *run.settings.values(), run.status, *texts]))
 
@@ -201,10 +213,11 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         table.add_column(markup(key), overflow="fold", min_width=min(16, longest))
     table.add_column("status", no_wrap=True)
     split = next((run.results["split"] for run in runs if "split" in run.results), "test")
+    known = _measures(runs)
+    aim = _measure(objective, known)
     figures = {
-        _title(objective): [_figure(objective, run.metric(objective)) for run in runs],
-        f"{split} top-1": [_share(run.results.get("top1")) for run in runs],
-        f"{split} top-5": [_share(run.results.get("top5")) for run in runs],
+        _title(objective, known): [_figure(aim, run.metric(objective)) for run in runs],
+        **{f"{split} {m.title}": [_figure(m, run.results.get(m.name)) for run in runs] for m in known},
         "time": [_time(run.results.get("seconds")) for run in runs],
         "clips/s": [_number(run.metric("train/clips_per_s")) for run in runs],
     }
@@ -227,7 +240,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
     if runs[0].is_finished:
         notes.append(("picture", folder / "summary.png"))
     if runs[0].metric(objective) is not None:
-        notes.insert(0, (f"best {_title(objective)}", runs[0].folder))
+        notes.insert(0, (f"best {_title(objective, known)}", runs[0].folder))
     width = max(len(what) for what, _ in notes)
     for what, path in notes:
         shown = os.path.relpath(path)
@@ -235,17 +248,20 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         console.print(f"{what:<{width}}  {markup(shown)}", soft_wrap=True)
 
 
-def _title(objective: str) -> str:
-    """`val/top1_best` as a person writes it."""
-    return objective.removesuffix("_best").replace("/", " ").replace("top1", "top-1").replace("top5", "top-5")
+def _title(objective: str, known: Sequence[Measure]) -> str:
+    """`val/NAME_best` as a person writes it."""
+    measure = _measure(objective, known)
+    return objective.removesuffix("_best").replace("/", " ").replace(measure.name, measure.title)
 
 
-def _figure(name: str, value: float | None) -> str:
-    return _share(value) if "top" in name else "" if value is None else f"{value:.4g}"
+def _measure(objective: str, known: Sequence[Measure]) -> Measure:
+    """What the objective is a value of."""
+    name = objective.removesuffix("_best").rpartition("/")[2]
+    return next((measure for measure in known if measure.name == name), Measure(name, name))
 
 
-def _share(value: float | None) -> str:
-    return "" if value is None else f"{value:.2%}"
+def _figure(measure: Measure, value: float | None) -> str:
+    return "" if value is None else measure.format(value)
 
 
 def _number(value: float | None) -> str:
@@ -291,6 +307,10 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     """Horizontal bars of the result, grouped; seeds are points on the bar of their mean."""
     from matplotlib import colormaps
 
+    known = _measures(runs)
+    headline = known[0]
+    # The objective is drawn on the same axis, if it is of the same kind.
+    joint = _measure(objective, known).share is headline.share and headline.name in objective
     inner, outer = _axes(runs, keys)
     bars: dict[tuple[tuple[str, ...], str], list[Run]] = {}
     for run in runs:
@@ -313,9 +333,9 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
         ticks.append(bottom + (len(members) - 1) * height / 2)
         for i, member in enumerate(members):
             y = bottom + i * height
-            found = [r for r in bars[group, member] if r.results.get("top1") is not None]
-            results = [r.results["top1"] for r in found]
-            validated = [v for r in found if (v := r.metric(objective)) is not None and "top" in objective]
+            results = [v for r in bars[group, member] if (v := r.headline) is not None]
+            found = [r for r in bars[group, member] if r.headline is not None]
+            validated = [v for r in found if joint and (v := r.metric(objective)) is not None]
             colour = colours[series.index(member)] if inner else "#4878a8"
             label = drawable(member) if inner and member not in labelled else None
             labelled.add(member)
@@ -326,8 +346,8 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
             if validated:
                 validated = [sum(validated) / len(validated)]
                 axes.scatter(validated, [y], s=160, marker="|", color="crimson", zorder=3)
-            text = f"{mean:.1%}" if results else ""
-            text += f", val {validated[0]:.1%}" if validated else ""
+            text = headline.format(mean, 1) if results else ""
+            text += f", val {headline.format(validated[0], 1)}" if validated else ""
             text += f" (n={len(results)})" if len(results) > 1 else ""
             lost = len(bars[group, member]) - len(results)
             if lost:
@@ -337,20 +357,22 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
             axes.annotate(text, (farthest, y), (6, 0), textcoords="offset points", va="center", fontsize=8)
             top = max(top, farthest)
         bottom += len(members) * height + space
-    if "top" in objective and any(r.metric(objective) is not None for r in runs):
-        axes.scatter([], [], s=120, marker="|", color="crimson", label=_title(objective) + " (best epoch)")
+    if joint and any(r.metric(objective) is not None for r in runs):
+        label = _title(objective, known) + " (best epoch)"
+        axes.scatter([], [], s=120, marker="|", color="crimson", label=drawable(label))
     split = next((r.results["split"] for r in runs if "split" in r.results), "test")
     axes.set_yticks(ticks, [drawable(", ".join(group)) for group in groups], parse_math=False)
     axes.set_ylim(bottom - height / 2, -height - space / 2)
     axes.set_xlim(0, max(top, 0.01) * 1.4)
-    # Beyond the longest bar is room for the figures, not for shares above 1.
-    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1 + 1e-9])
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
+    if headline.share:
+        # Beyond the longest bar is room for the figures, not for shares above 1.
+        axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1 + 1e-9])
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:.0%}")
     axes.grid(axis="x", color="0.9", zorder=0)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     note = f" (the best {BARS_DRAWN} of {len(bars)})" if left_out else ""
-    axes.set_xlabel(f"{drawable(split)} top-1{note}", parse_math=False)
+    axes.set_xlabel(f"{drawable(f'{split} {headline.title}')}{note}", parse_math=False)
     axes.set_ylabel(drawable(", ".join(outer)), parse_math=False)
     if axes.get_legend_handles_labels()[1]:
         legend = figure.legend(
@@ -386,10 +408,10 @@ def _draw_panels(figure: Any, runs: Sequence[Run], keys: list[str], objective: s
         axes.set_xlabel(drawable(key), parse_math=False)
         axes.grid(color="0.9")
         axes.set_axisbelow(True)
-        if "top" in objective:
+        if _measure(objective, _measures(runs)).share:
             axes.yaxis.set_major_formatter(lambda y, _: f"{y:.0%}")
         if column == 0:
-            axes.set_ylabel(_title(objective))
+            axes.set_ylabel(drawable(_title(objective, _measures(runs))), parse_math=False)
     for axes in grid.flat[len(panels) :]:
         axes.remove()
 

@@ -16,6 +16,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.core.plugins import Plugins
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
+from hydra.utils import get_class
 from omegaconf import DictConfig, OmegaConf
 
 if TYPE_CHECKING:
@@ -35,8 +36,8 @@ class OptunaSweeper(Sweeper):
     Args:
         n_trials: trials in all, those of earlier parts of the study included.
         n_jobs: trials that are launched together.
-        objective: name of the metric that a run returns.
-        direction: "maximize" or "minimize".
+        objective: name of the metric that a run returns; None: the best epoch's headline of the task.
+        direction: "maximize" or "minimize"; None: as the task's headline has it.
         startup_trials: random trials before the search begins.
         seed: of the proposals.
         params: setting -> its range in Hydra's notation; what the command line says goes first.
@@ -46,15 +47,15 @@ class OptunaSweeper(Sweeper):
         self,
         n_trials: int,
         n_jobs: int,
-        objective: str,
-        direction: Literal["maximize", "minimize"],
+        objective: str | None,
+        direction: Literal["maximize", "minimize"] | None,
         startup_trials: int,
         seed: int,
         params: DictConfig | dict[str, Any] | None,
     ) -> None:
         self.n_trials, self.n_jobs = n_trials, n_jobs
         self.objective, self.direction = objective, direction
-        if direction not in ("maximize", "minimize"):
+        if direction not in ("maximize", "minimize", None):
             raise ValueError(f"hydra.sweeper.direction must be maximize or minimize, got {direction!r}")
         if n_jobs < 1:
             raise ValueError(f"hydra.sweeper.n_jobs must be at least 1, got {n_jobs}")
@@ -108,6 +109,7 @@ class OptunaSweeper(Sweeper):
         import optuna
 
         assert self.launcher is not None
+        self._fill_objective()
         OmegaConf.save(self.config, folder / "multirun.yaml")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(
@@ -134,6 +136,18 @@ class OptunaSweeper(Sweeper):
                 self._tell(study, trial.number, job.return_value)
             launched += len(batch)
 
+    def _fill_objective(self) -> None:
+        """Where the settings leave it open, the task's headline is what is searched for."""
+        if self.objective is not None and self.direction is not None:
+            return
+        from dtf.runs.measure import measures
+
+        assert self.config is not None
+        task = OmegaConf.select(self.config, "task._target_")
+        headline = measures(None if task is None else get_class(task).description())[0]  # type: ignore[attr-defined]
+        self.objective = self.objective or f"val/{headline.name}_best"
+        self.direction = self.direction or ("maximize" if headline.mode == "max" else "minimize")
+
     def _ask(self, study: Study, space: dict[str, BaseDistribution]) -> Any:
         from optuna.samplers import TPESampler
 
@@ -155,6 +169,7 @@ class OptunaSweeper(Sweeper):
         # A failed run stays open in the study: the next part of the sweep runs it again.
         if metrics is None:
             return
+        assert self.objective is not None
         if self.objective not in metrics:
             raise RunError(
                 f"the runs return no {self.objective}{nearest(self.objective, metrics)}: set "

@@ -14,13 +14,17 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import Signals
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from dtf.errors import RunError
+from dtf.lit.engine import Engine
+from dtf.lit.tasks.classification import Classification
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -95,6 +99,21 @@ class SignalAtStep(pl.Callback):
 save_whole = torch.save
 
 
+def classifier(
+    network: nn.Module,
+    num_classes: int,
+    optim: dict[str, Any],
+    label_smoothing: float = 0.0,
+    mixing: dict[str, Any] | None = None,
+    kind: type[Engine] = Engine,
+    **settings: Any,
+) -> Engine:
+    """A network that learns to classify, in Lightning's hands; `settings` of `Engine`."""
+    data: Any = SimpleNamespace(class_names=[str(number) for number in range(num_classes)])
+    task = Classification(data, label_smoothing=label_smoothing, mixing=mixing)
+    return kind(network, task, optim, **settings)
+
+
 def run_forked(runs: list[list[str]]) -> list[Outcome]:
     """Run `train.py` once for each list of arguments, one after the other, in processes that may be killed.
 
@@ -108,7 +127,7 @@ def run_forked(runs: list[list[str]]) -> list[Outcome]:
 
 def _run_forks(runs: list[list[str]]) -> None:
 
-    from dtf.lit import build, classifier, report  # noqa: F401
+    from dtf.lit import build, training  # noqa: F401
 
     outcomes = []
     for arguments in runs:

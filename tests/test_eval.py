@@ -178,13 +178,13 @@ def test_too_many_broken_videos_fail(
 def count_videos(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Takes the numbers of the videos that are evaluated from now on in this process."""
     seen: list[int] = []
-    update = VideoScores.update
+    add = VideoScores.add
 
     def counted(self: VideoScores, *args: Any) -> None:
         seen.extend(sorted(set(args[2].tolist())))
-        update(self, *args)
+        add(self, *args)
 
-    monkeypatch.setattr(VideoScores, "update", counted)
+    monkeypatch.setattr(VideoScores, "add", counted)
     return seen
 
 

@@ -19,8 +19,7 @@ from PIL import Image
 from dtf import report
 from dtf.data.h264 import write_h264
 from dtf.files import write_json
-from dtf.lit.report import results, write_scores
-from dtf.lit.scores import Evaluation
+from dtf.lit.tasks.classification import Classification, Evaluation, results, write_scores
 from dtf.view import pictures
 from dtf.view.figures import new_figure
 
@@ -407,3 +406,25 @@ def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> Non
         assert reason is None or reason in page.text
         assert (str(tmp_path / "a.mp4") in page.text) == (root == tmp_path / "data")
     capsys.readouterr()
+
+
+def test_a_result_from_before_there_were_tasks_has_the_same_page(tmp_path: Path) -> None:
+    pages = []
+    for more in ({}, {"task": Classification.description()}):
+        (tmp_path / "config.yaml").write_text("data: {}")
+        evaluated(tmp_path, ["up", "down"], ["a.mp4", "b.mp4"], [0, 1], [[0.7, 0.3], [0.6, 0.4]])
+        path = tmp_path / "results.json"
+        write_json(path, json.loads(path.read_text()) | more)
+        os.utime(path, (1e9, 1e9))
+        (tmp_path / "csv" / "version_0").mkdir(parents=True, exist_ok=True)
+        curves = "epoch,step,train/loss_epoch,train/top1,val/top1,val/top5\n0,4,0.5,0.25,0.5,1\n"
+        (tmp_path / "csv" / "version_0" / "metrics.csv").write_text(curves)
+        # Pictures of curves hold the time at which they were drawn.
+        pages.append(re.sub(r"svg\+xml;base64,[^\"]*", "", report.write_report(tmp_path).read_text()))
+    assert pages[0] == pages[1]
+    for text in (
+        "50.00%</b><span>top-1",
+        "100.00%</b><span>top-5",
+        "Curve of top-1, up to epoch 1: training",
+    ):
+        assert text in pages[0]

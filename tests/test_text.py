@@ -14,8 +14,8 @@ from rich.console import Console
 from dtf import text
 from dtf.data.prepare.results import csv_row
 from dtf.errors import RunError
-from dtf.lit import report
-from dtf.lit.scores import Evaluation
+from dtf.lit.report import print_results, result_rows
+from dtf.lit.tasks.classification import Classification, Evaluation, results, write_scores
 from dtf.runs.command import one_line_errors
 from dtf.runs.options import FileNames
 
@@ -83,8 +83,9 @@ def test_a_hostile_name_in_what_commands_leave(tmp_path: Path, capsys: pytest.Ca
     scores = np.array([[0.9, 0.1], [np.nan, np.nan]])
     found = Evaluation(index, np.array([0, 1]), scores, np.ones_like(index), {1: HOSTILE})
     names, paths = [HOSTILE, "b"], [HOSTILE, f"/{HOSTILE}"]
-    report.write_scores(tmp_path / "scores.csv", found, names, paths)
-    report.print_results("title", report.results(found, names, paths), [("where", HOSTILE)])
+    write_scores(tmp_path / "scores.csv", found, names, paths)
+    rows = result_rows(Classification, found, results(found, names, paths))  # type: ignore[arg-type]
+    print_results("title", rows, [("where", HOSTILE)])
     Console().print(text.markup(HOSTILE))
     with pytest.raises(SystemExit), one_line_errors():
         raise RunError(HOSTILE)

@@ -22,7 +22,9 @@ from dtf.data.dataset import (
     EpochSampler,
     EvalDataset,
     ResumableLoader,
+    Target,
     TrainDataset,
+    class_of,
     collate,
     most_workers,
 )
@@ -82,12 +84,14 @@ class VideoDataModule(LightningDataModule):
 
     Attributes:
         normalizes: whether clips are normalised on the device; False for a graph that does it itself.
+        target: what `label` is in batches.
 
     Raises:
         ValueError: a setting is unknown or out of range.
     """
 
     normalizes = True
+    target: Target = staticmethod(class_of)
 
     def __init__(
         self,
@@ -361,6 +365,7 @@ class VideoDataModule(LightningDataModule):
             self.seed,
             self.max_read_seconds,
             self.decoder,
+            self.target,
         )
         sampler = EpochSampler(len(index), shuffle=True, seed=self.seed, repeats=self.repeats)
         return self._loader(dataset, sampler, self.batch_size, drop_last=len(sampler) >= self.batch_size)
@@ -377,7 +382,13 @@ class VideoDataModule(LightningDataModule):
         transform = self.view.crops(num_crops)
         sampling = self.view.sampler(stage)
         dataset = EvalDataset(
-            self.index(stage), sampling, transform, num_clips, self.max_read_seconds, self.decoder
+            self.index(stage),
+            sampling,
+            transform,
+            num_clips,
+            self.max_read_seconds,
+            self.decoder,
+            self.target,
         )
         sampler = EpochSampler(len(dataset), shuffle=False, left_out=self._left_out.get(stage))
         return self._loader(dataset, sampler, max(1, self.batch_size // dataset.num_views), drop_last=False)

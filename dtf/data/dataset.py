@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dtf.data.decode import VideoError
 from dtf.data.isolated import ReadingProcess
@@ -46,12 +46,21 @@ class BrokenVideo(NamedTuple):
         return str(VideoError(self.path, self.reason))
 
 
+Target = Callable[[VideoIndex, int, int], Any]
+"""(index, number of a video, its class after mirroring) -> what is to be found in it."""
+
+
+def class_of(index: VideoIndex, video: int, label: int) -> int:
+    """The target of classification: the class."""
+    return label
+
+
 class Sample(TypedDict):
     """One video: `video` (V, T, S, S, C) uint8, `view_index` (V,) int64, `error` as in `Batch`."""
 
     video: torch.Tensor
     view_index: torch.Tensor
-    label: int
+    label: Any
     video_index: int
     error: list[BrokenVideo]
 
@@ -60,7 +69,8 @@ class Batch(TypedDict):
     """What the data module hands out.
 
     `video`: (B, C, T, S, S) uint8 from the workers, normalised float after the transfer to the device; its
-    memory is channels_last_3d. `label`, `video_index`, `view_index`: (B,) int64. `error`: B lists, empty
+    memory is channels_last_3d. `video_index`, `view_index`: (B,) int64. `label`: targets, where a task has no
+    other ones (B,) int64, the classes. `error`: B lists, empty
     where all is well: the videos that a training clip stands for in their place, or the one of a clip of
     zeros in an evaluation.
     """
@@ -91,6 +101,7 @@ class TrainDataset(Dataset[Sample]):
         seed: part of what all randomness is drawn from.
         max_read_seconds: a video that takes longer counts as broken; None: no limit. Linux only.
         decoder: what decodes video files; see `dtf.data.decoders`.
+        target: what `label` is.
     """
 
     def __init__(
@@ -101,6 +112,7 @@ class TrainDataset(Dataset[Sample]):
         seed: int = 0,
         max_read_seconds: float | None = None,
         decoder: str = "pyav",
+        target: Target = class_of,
     ) -> None:
         self.index = index
         self.sampler = sampler
@@ -108,6 +120,7 @@ class TrainDataset(Dataset[Sample]):
         self.seed = seed
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
+        self.target = target
         self._reading = ReadingProcess((1, sampler.clip_length, transform.crop_px, transform.crop_px, 3))
 
     def __len__(self) -> int:
@@ -135,7 +148,7 @@ class TrainDataset(Dataset[Sample]):
             return Sample(
                 video=clip,
                 view_index=torch.zeros(1, dtype=torch.int64),
-                label=label,
+                label=self.target(self.index, video_index, label),
                 video_index=video_index,
                 error=errors,
             )
@@ -186,6 +199,7 @@ class EvalDataset(Dataset[Sample]):
         num_clips: clips per video, N.
         max_read_seconds: a video that takes longer counts as broken; None: no limit. Linux only.
         decoder: what decodes video files; see `dtf.data.decoders`.
+        target: what `label` is.
     """
 
     def __init__(
@@ -196,6 +210,7 @@ class EvalDataset(Dataset[Sample]):
         num_clips: int = 1,
         max_read_seconds: float | None = None,
         decoder: str = "pyav",
+        target: Target = class_of,
     ) -> None:
         self.index = index
         self.sampler = sampler
@@ -203,6 +218,7 @@ class EvalDataset(Dataset[Sample]):
         self.num_clips = num_clips
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
+        self.target = target
         size = transform.crop_px
         self._reading = ReadingProcess((self.num_views, sampler.clip_length, size, size, 3))
 
@@ -227,7 +243,7 @@ class EvalDataset(Dataset[Sample]):
         return Sample(
             video=views,
             view_index=torch.arange(self.num_views),
-            label=label,
+            label=self.target(self.index, index, label),
             video_index=index,
             error=error,
         )
@@ -295,7 +311,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     video_BTHWC = torch.cat(videos) if len(videos) > 1 else videos[0]  # ten views need no copy
     return Batch(
         video=video_BTHWC.permute(0, 4, 1, 2, 3),
-        label=torch.tensor([sample["label"] for sample in samples]).repeat_interleave(views),
+        label=default_collate([sample["label"] for sample in samples for _ in sample["view_index"]]),
         video_index=torch.tensor([sample["video_index"] for sample in samples]).repeat_interleave(views),
         view_index=torch.cat([sample["view_index"] for sample in samples]),
         error=[sample["error"] for sample in samples for _ in sample["view_index"]],

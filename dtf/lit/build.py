@@ -18,7 +18,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from lightning_fabric.plugins.environments import LightningEnvironment, SLURMEnvironment
 from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
@@ -33,19 +33,21 @@ from dtf.data.datamodule import VideoDataModule
 from dtf.errors import RunError
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.norms import PreciseNorm, backbone_norms
+from dtf.lit.norms import FreezeNorm, PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
 from dtf.lit.survival import StopOnSignal, Stopped
+from dtf.lit.tasks.task import Task
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
 from dtf.runs.command import plain
+from dtf.runs.measure import Measure
 from dtf.text import markup, nearest
 
 log = logging.getLogger(__name__)
 
 # What train.py and eval.py read of a config's top level.
 TRAIN_SETTINGS = (
-    *("model", "data", "optim", "trainer", "logger", "callbacks"),
+    *("model", "data", "task", "optim", "trainer", "logger", "callbacks"),
     *(
         "output",
         "quiet",
@@ -60,7 +62,7 @@ TRAIN_SETTINGS = (
         "grad_checkpointing",
     ),
 )
-EVAL_SETTINGS = ("checkpoint", "trust", "data", "views", "trainer", "callbacks", "output", "quiet")
+EVAL_SETTINGS = ("checkpoint", "trust", "data", "task", "views", "trainer", "callbacks", "output", "quiet")
 COLLECTIVE_TIMEOUT = "collective_timeout_minutes"
 """Of `conf/trainer/`, and ours: how long a process waits for the others."""
 
@@ -83,12 +85,39 @@ def build_data(cfg: DictConfig) -> VideoDataModule:
     return data
 
 
-def build_network(cfg: DictConfig, data: VideoDataModule, goes_on: bool = False) -> VideoNetwork:
-    """The network of `conf/model/` for this data set's classes and clip length.
+def task_class(cfg: DictConfig) -> type[Task]:
+    """The class that a file of `conf/task/` names.
+
+    Raises:
+        ValueError: it names something else.
+    """
+    found = get_class(cfg["_target_"])
+    if not issubclass(found, Task) or found.name != cfg["name"]:
+        raise ValueError(f"task: {cfg['_target_']} is no task with the name {cfg['name']!r}")
+    return found
+
+
+def build_task(cfg: DictConfig, data: VideoDataModule, **recipe: Any) -> Task:
+    """The task of `conf/task/`, which says from now on what the data's targets are.
+
+    Args:
+        cfg: of the group.
+        data: of the run.
+        recipe: arguments of every task, `label_smoothing` and `mixing`.
+    """
+    own = {key: value for key, value in plain(cfg).items() if key not in ("_target_", "name")}
+    task = task_class(cfg)(data, **recipe, **own)
+    data.target = task.target
+    return task
+
+
+def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: bool = False) -> VideoNetwork:
+    """The network of `conf/model/` for a task's outputs and the clip length of the data.
 
     Args:
         cfg: of `conf/model/`.
-        data: the data set.
+        num_outputs: numbers for each clip, the classes for instance.
+        clip_length: frames.
         goes_on: whether the weights of a checkpoint will follow: then no pretrained ones are read.
 
     `depth` and `size` only make up the name of networks that do not take them; null means the network's own
@@ -100,20 +129,21 @@ def build_network(cfg: DictConfig, data: VideoDataModule, goes_on: bool = False)
     of_name = {"depth", "size"} - set(architecture(name).defaults)
     overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
     return create_model(
-        name, num_classes=data.num_classes, clip_length=data.clip_length, pretrained=pretrained, **overrides
+        name, num_classes=num_outputs, clip_length=clip_length, pretrained=pretrained, **overrides
     )
 
 
 def check_fits(
-    path: Path, class_names: Sequence[str], fixed: Mapping[str, Any], data: VideoDataModule
+    path: Path, names: Sequence[str], fixed: Mapping[str, Any], data: VideoDataModule, outputs: Sequence[str]
 ) -> None:
     """Refuse to evaluate a network on data that it was not made for.
 
     Args:
         path: the network's file.
-        class_names: that it knows.
+        names: of its outputs, the classes that it knows.
         fixed: data settings that the network is made for and takes no others.
         data: of the evaluation.
+        outputs: names that the task has for this data.
 
     Raises:
         ValueError: other classes or other settings; all faults at once.
@@ -124,8 +154,8 @@ def check_fits(
         if given != (tuple(value) if isinstance(value, list) else value):
             what = f"clips of {value} frames" if key == "clip_length" else f"data.{key}={value} only"
             faults.append(f"its network takes {what}, data.{key}={given}: leave that setting out")
-    if list(data.class_names) != list(class_names):
-        ours, theirs = set(data.class_names), set(class_names)
+    if list(outputs) != list(names):
+        ours, theirs = set(outputs), set(names)
         differences = sorted(ours ^ theirs)[:5]
         what = f"for instance {', '.join(differences)}" if differences else "in another order"
         faults.append(
@@ -255,9 +285,16 @@ def _lost_process(error: BaseException) -> str | None:
     return None
 
 
-def build_callbacks(cfg: DictConfig) -> list[Callback]:
-    """The callbacks of `conf/callbacks/` (and of `conf/debug/`), one for each entry that is not null."""
-    return [instantiate(node) for node in (cfg or {}).values() if node is not None]
+def build_callbacks(cfg: DictConfig, headline: Measure) -> list[Callback]:
+    """The callbacks of `conf/callbacks/` (and of `conf/debug/`), one for each entry that is not null.
+
+    Args:
+        cfg: of the groups. `monitor: null` stands for the headline of a validation.
+        headline: of the task.
+    """
+    known = {"monitor": f"val/{headline.name}", "mode": headline.mode}
+    nodes = [node for node in (cfg or {}).values() if node is not None]
+    return [instantiate(node, **(known if node.get("monitor", "") is None else {})) for node in nodes]
 
 
 def build_averages(config: Mapping[str, Any], network: nn.Module) -> list[Callback]:
@@ -282,9 +319,8 @@ def build_averages(config: Mapping[str, Any], network: nn.Module) -> list[Callba
         log.warning("norm.freeze without model.pretrained: the backbone's batch norms do nothing at all")
     if num_batches and config["trainer"]["limit_val_batches"] == 0:
         log.warning("norm.precise_batches has no effect without validation: trainer.limit_val_batches=0")
-    if freeze:
-        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start")
-    callbacks: list[Callback] = [] if ema is None else [AverageWeights(ema)]
+    callbacks: list[Callback] = [FreezeNorm()] if freeze else []
+    callbacks += [] if ema is None else [AverageWeights(ema)]
     return callbacks + ([PreciseNorm(num_batches, freeze)] if num_batches else [])
 
 

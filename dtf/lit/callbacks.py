@@ -49,7 +49,7 @@ def best_checkpoint(monitor: str, mode: str) -> BestCheckpoint:
     """OUTPUT/checkpoints/best.ckpt, by a metric at the end of an epoch.
 
     Args:
-        monitor: the metric, for instance "val/top1".
+        monitor: the metric. In the settings null stands for the task's headline (`build_callbacks`).
         mode: "max" or "min".
     """
     return BestCheckpoint(
@@ -146,7 +146,7 @@ class Throughput(Callback):
         """Count the step as work."""
         self._ended = time.perf_counter()
         self._working += self._ended - self._started
-        self._clips += len(batch["label"]) * trainer.world_size
+        self._clips += len(batch["video_index"]) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation within an epoch is not waiting."""
@@ -247,7 +247,7 @@ class EpochLine(Callback):
         """What Lightning still has of an earlier validation is not this epoch's."""
         self._validated = True
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         """Print it."""
         # Reading them sums over processes, so every process has to: the first one alone would wait for ever.
         metrics = trainer.callback_metrics
@@ -255,15 +255,20 @@ class EpochLine(Callback):
             return
         last = trainer.max_epochs if trainer.max_epochs not in (None, -1) else None
         parts = [f"epoch {trainer.current_epoch + 1}" + (f"/{last}" if last else "")]
+        headline = pl_module.task.headline()
+
+        def known(value: float) -> str:
+            return headline.format(value, 1)
+
         for text, name, form in (
-            ("loss", "train/loss_epoch", ".3f"),
-            ("train top-1", "train/top1", ".1%"),
-            ("val top-1", "val/top1", ".1%"),
-            ("clips/s", "train/clips_per_s", ".1f"),
-            ("data wait", "train/data_wait", ".0%"),
+            ("loss", "train/loss_epoch", "{:.3f}".format),
+            (f"train {headline.title}", f"train/{headline.name}", known),
+            (f"val {headline.title}", f"val/{headline.name}", known),
+            ("clips/s", "train/clips_per_s", "{:.1f}".format),
+            ("data wait", "train/data_wait", "{:.0%}".format),
         ):
-            if name in metrics and (self._validated or name != "val/top1"):
-                parts.append(f"{text} {float(metrics[name]):{form}}")
+            if name in metrics and (self._validated or not name.startswith("val/")):
+                parts.append(f"{text} {form(float(metrics[name]))}")
         self._validated = False
         # The console of the bar, which makes room.
         get_console().print("  ".join(parts), highlight=False, soft_wrap=True)

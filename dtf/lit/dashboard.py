@@ -1,4 +1,4 @@
-"""What dashboards show beside the curves: confusions, classes, clips, temporal filters."""
+"""What dashboards show beside the curves: what the task shows, clips, temporal filters."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from torch.nn.utils import get_total_norm
 
 from dtf.files import write_json
 from dtf.layers.temporal import layer_maps, temporal_layers
-from dtf.lit.classifier import VideoClassifier
-from dtf.lit.report import confused_pairs
+from dtf.lit.engine import Engine
+from dtf.lit.tasks.task import Shown
 from dtf.runs.command import run_folder
 from dtf.text import printable
 from dtf.view import pictures
 
 FILTERS = "filters.json"
 FRAMES_PER_SECOND = 8
-PAIRS_SHOWN = 50
-CLASS_HEAD = ("class", "videos", "right", "accuracy")
-PAIR_HEAD = ("class", "taken for", "videos")
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,7 @@ class Clip:
 
     Attributes:
         frames: (T, S, S, 3) uint8.
-        caption: truth and prediction.
+        caption: what was found in it.
     """
 
     frames: np.ndarray
@@ -49,16 +46,14 @@ class Show:
 
     Attributes:
         stage: "val" or "test".
-        confusion: picture, (H, W, 3) uint8.
-        tables: name -> heads of its columns and its rows.
+        result: pictures and tables of the task.
         clips: a few videos, the same ones after every evaluation.
         filters: picture, (H, W, 3) uint8; None for a network without temporal layers.
         weights: name of a watched parameter of the temporal layers -> its values.
     """
 
     stage: str
-    confusion: np.ndarray
-    tables: dict[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]
+    result: Shown
     clips: list[Clip]
     filters: np.ndarray | None
     weights: dict[str, torch.Tensor]
@@ -121,22 +116,22 @@ class Dashboard(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show a validation."""
         if trainer.state.fn == "validate":
-            self._finish(trainer, cast(VideoClassifier, pl_module), "val")
+            self._finish(trainer, cast(Engine, pl_module), "val")
             return
         epoch = trainer.current_epoch + 1
         if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
-            self._send(trainer, cast(VideoClassifier, pl_module), "val")
+            self._send(trainer, cast(Engine, pl_module), "val")
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show a test, and keep the numbers of the filters."""
-        self._finish(trainer, cast(VideoClassifier, pl_module), "test")
+        self._finish(trainer, cast(Engine, pl_module), "test")
 
-    def _finish(self, trainer: pl.Trainer, pl_module: VideoClassifier, stage: str) -> None:
+    def _finish(self, trainer: pl.Trainer, pl_module: Engine, stage: str) -> None:
         energies = self._send(trainer, pl_module, stage)
         if energies and trainer.is_global_zero:
             write_json(run_folder() / FILTERS, energies)
 
-    def _send(self, trainer: pl.Trainer, pl_module: VideoClassifier, stage: str) -> dict[str, list[float]]:
+    def _send(self, trainer: pl.Trainer, pl_module: Engine, stage: str) -> dict[str, list[float]]:
         """Show what was found to all loggers that can; the energies of the filters."""
         # No collective operation from here on: the other processes do not take part.
         if not trainer.is_global_zero:
@@ -156,8 +151,8 @@ class Dashboard(Callback):
     def _read_clips(self, trainer: pl.Trainer, stage: str) -> tuple[list[int], list[np.ndarray]]:
         """The first views of a few sound videos, spread over the split: numbers, (T, S, S, 3) uint8."""
         loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
-        evaluation = cast(VideoClassifier, trainer.lightning_module).evaluations[stage]
-        sound = evaluation.video_index[evaluation.sound]
+        result = cast(Engine, trainer.lightning_module).results[stage]
+        sound = result.video_index[result.sound]
         count = min(self.num_clips, len(sound))
         places = np.unique(np.linspace(0, len(sound) - 1, count).round().astype(int))
         indices, clips = [], []
@@ -170,9 +165,7 @@ class Dashboard(Callback):
         return indices, clips
 
 
-def _energies(
-    trainer: pl.Trainer, pl_module: VideoClassifier, clips: Sequence[np.ndarray]
-) -> dict[str, list[float]]:
+def _energies(trainer: pl.Trainer, pl_module: Engine, clips: Sequence[np.ndarray]) -> dict[str, list[float]]:
     """Layer -> energy of each of its maps, averaged over clips and pixels."""
     network: Any = pl_module.network
     if not clips or not temporal_layers(network):
@@ -192,41 +185,28 @@ def _energies(
 
 def _show(
     trainer: pl.Trainer,
-    pl_module: VideoClassifier,
+    pl_module: Engine,
     stage: str,
     indices: Sequence[int],
     clips: Sequence[np.ndarray],
     energies: dict[str, list[float]],
 ) -> Show:
-    evaluation = pl_module.evaluations[stage]
-    names = trainer.datamodule.class_names  # type: ignore[attr-defined]
-    confusion = evaluation.confusion
-    chosen = pictures.most_confused(confusion)
+    result, data = pl_module.results[stage], trainer.datamodule  # type: ignore[attr-defined]
     # A test is that of the best epoch.
     when = f", epoch {trainer.current_epoch + 1}" if trainer.state.fn == "fit" else ""
-    title = f"{stage}{when}, top-1 {evaluation.top1:.1%}"
-    if len(chosen) < len(names):
-        title += f": the {len(chosen)} most confused of {len(names)} classes"
-    shown = []
-    for index, frames in zip(indices, clips, strict=True):
-        (row,) = np.flatnonzero(evaluation.video_index == index)
-        label, prediction = int(evaluation.label[row]), int(evaluation.prediction[row])
-        mark = "right" if label == prediction else "wrong"
-        score = evaluation.scores[row, prediction]
-        shown.append(Clip(frames, f"{mark}: {names[label]}, taken for {names[prediction]} ({score:.0%})"))
-    total, right = evaluation.per_class()
-    counts = zip(names, total.tolist(), right.tolist(), strict=True)
-    classes = [(name, t, r, r / t if t else None) for name, t, r in counts]
-    pairs = [(names[a], names[b], n) for a, b, n in confused_pairs(confusion, PAIRS_SHOWN)]
+    headline = pl_module.task.headline()
+    value = headline.format(result.metrics[headline.name], 1)
+    shown = result.show(data, f"{stage}{when}, {headline.title} {value}")
     picture = None
     if energies:
         heading = f"temporal filters{when}, {len(clips)} clips of {stage}"
         picture = pictures.to_array(pictures.filters_figure(energies, heading))
     return Show(
         stage=stage,
-        confusion=pictures.to_array(pictures.confusion_figure(confusion, names, title, chosen), 80),
-        tables={"classes": (CLASS_HEAD, classes), "confused_pairs": (PAIR_HEAD, pairs)},
-        clips=shown,
+        result=shown,
+        clips=[
+            Clip(frames, result.caption(data, index)) for index, frames in zip(indices, clips, strict=True)
+        ],
         filters=picture,
         weights={
             f"{kind}/{name.removeprefix('backbone.')}": parameter.detach().float().cpu()
@@ -241,10 +221,10 @@ def _to_wandb(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
 
     stage = show.stage
     found: dict[str, Any] = {
-        f"{stage}/confusion": wandb.Image(show.confusion),
+        **{f"{stage}/{name}": wandb.Image(picture) for name, picture in show.result.pictures.items()},
         **{
             f"{stage}/{name}": wandb.Table(columns=list(head), data=[list(row) for row in rows])
-            for name, (head, rows) in show.tables.items()
+            for name, (head, rows) in show.result.tables.items()
         },
     }
     if show.clips:
@@ -269,8 +249,9 @@ def _to_tensorboard(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
 
     writer: Any = logger.experiment  # type: ignore[attr-defined]
     stage, step = show.stage, trainer.global_step
-    writer.add_image(f"{stage}/confusion", show.confusion, step, dataformats="HWC")
-    for name, (head, rows) in show.tables.items():
+    for name, picture in show.result.pictures.items():
+        writer.add_image(f"{stage}/{name}", picture, step, dataformats="HWC")
+    for name, (head, rows) in show.result.tables.items():
         writer.add_text(f"{stage}/{name}", _markdown(head, rows), step)
     for number, clip in enumerate(show.clips):
         frames = pictures.enlarged(clip.frames)

@@ -37,8 +37,9 @@ from dtf.data.datamodule import VideoDataModule
 from dtf.data.sampling import parse_views
 from dtf.errors import RunError
 from dtf.files import explaining, replacing
-from dtf.lit.classifier import VideoClassifier
+from dtf.lit.engine import Engine
 from dtf.lit.report import shown
+from dtf.lit.scores import VideoScores
 
 log = logging.getLogger(__name__)
 
@@ -230,12 +231,13 @@ class KeepScores(Callback):
         """Find out what is missing; the first process decides for all."""
         # Nothing is missing where only the page was not written.
         warnings.filterwarnings("ignore", message="Total length of .* across ranks is zero")
-        assert isinstance(pl_module, VideoClassifier)
+        assert isinstance(pl_module, Engine)
         data: VideoDataModule = getattr(trainer, "datamodule")  # noqa: B009 - Lightning does not declare it
         videos, sums = self.kept.read()
         videos = trainer.strategy.broadcast(videos)
         data.leave_out("test", videos)
-        scores = pl_module.scores["test"]
+        scores = pl_module.collectors["test"]
+        assert isinstance(scores, VideoScores)
         scores.keep = self.kept.append
         if trainer.is_global_zero and len(videos):
             labels = data.index("test").labels

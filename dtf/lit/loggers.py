@@ -13,13 +13,11 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 from dtf.errors import RunError
 from dtf.files import explaining
+from dtf.lit.tasks.task import Task
 from dtf.runs.command import is_first_process, run_folder, sweep_folder
 
 STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
 """What is logged within an epoch; all else is logged once per epoch and drawn over epochs."""
-
-BEST = {"val/top1": "max", "val/top5": "max", "val/loss": "min"}
-"""What a table of runs shows of a curve instead of its end."""
 
 
 class _Curves(CSVLogger):
@@ -99,11 +97,14 @@ def wandb_logger(
     return logger
 
 
-def log_start(loggers: Iterable[Logger], config: Mapping[str, Any], about: Mapping[str, Any]) -> None:
+def log_start(
+    loggers: Iterable[Logger], task: Task, config: Mapping[str, Any], about: Mapping[str, Any]
+) -> None:
     """Tell the dashboards what is run, and what their curves are drawn over. For the first process.
 
     Args:
         loggers: of the run.
+        task: of the run; its measures' best values go into tables of runs.
         config: the run's settings, resolved.
         about: `dtf.lit.about.describe_run`.
     """
@@ -118,8 +119,10 @@ def log_start(loggers: Iterable[Logger], config: Mapping[str, Any], about: Mappi
                 run.define_metric(name, step_metric="epoch")
             for name in STEP_METRICS:
                 run.define_metric(name, step_metric="trainer/global_step")
-            for name, best in BEST.items():
-                run.define_metric(name, step_metric="epoch", summary=best)
+            # What a table of runs shows of a curve instead of its end.
+            best = {measure.name: measure.mode for measure in task.measures} | {"loss": "min"}
+            for name, mode in best.items():
+                run.define_metric(f"val/{name}", step_metric="epoch", summary=mode)
 
 
 def _sweep() -> str | None:

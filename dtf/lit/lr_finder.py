@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from dtf.data.dataset import Batch
 from dtf.errors import RunError
 from dtf.files import replacing
-from dtf.lit.classifier import VideoClassifier
+from dtf.lit.engine import Engine
 from dtf.lit.optim import build_optimizer
 from dtf.text import markup
 
@@ -32,7 +32,7 @@ LOWEST, HIGHEST = 1e-6, 10.0
 _DIVERGED = 4.0  # times the least smoothed loss, and above the first one: the end
 
 
-class LearningRateSearch(VideoClassifier):
+class LearningRateSearch(Engine):
     """Trains with a learning rate that grows by the same factor each step, and remembers the losses.
 
     Attributes:
@@ -59,7 +59,7 @@ class LearningRateSearch(VideoClassifier):
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of a batch, which may be anything."""
-        loss, _, _ = self.loss(batch)
+        loss = self.task.loss(self.network, batch).loss
         self._parts.append(self.trainer.strategy.reduce(loss.detach().clone(), reduce_op="mean"))
         return loss
 
@@ -118,6 +118,7 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
     """
     from dtf.lit import build
     from dtf.lit.callbacks import BrokenVideos, ProgressBar
+    from dtf.lit.norms import FreezeNorm
 
     if (folder / "checkpoints").exists():
         raise RunError(
@@ -129,6 +130,8 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
     settings: Any = {"max_steps": cfg.find_lr, "max_epochs": cfg.find_lr, "limit_val_batches": 0}
     trainer_cfg: Any = OmegaConf.merge(cfg.trainer, settings)
     callbacks: list[pl.Callback] = [ProgressBar(), BrokenVideos(data.max_bad_fraction, folder)]
+    if cfg.norm.freeze:
+        callbacks.append(FreezeNorm())
     trainer = build.build_trainer(trainer_cfg, folder, callbacks, [])
     with build.running(trainer):
         trainer.fit(model, datamodule=data)

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from dtf.data.dataset import Batch
 from dtf.layers.temporal import temporal_layers
 
 
@@ -23,6 +24,19 @@ def backbone_norms(network: nn.Module) -> list[_BatchNorm]:
 
 def _norms(network: nn.Module) -> list[_BatchNorm]:
     return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
+class FreezeNorm(Callback):
+    """Keeps the backbone's batch norms in evaluation mode, so that their statistics stay as they were loaded.
+
+    Their weights and biases train on. The norms inside temporal layers go on as ever: no pretrained weights
+    hold statistics for them.
+    """
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Batch, batch_idx: int) -> None:
+        """Whatever has put the network into training mode since the last one."""
+        for norm in backbone_norms(pl_module.network):
+            norm.eval()
 
 
 class _InContext(nn.Module):

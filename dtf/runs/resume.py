@@ -22,6 +22,7 @@ from hydra.errors import HydraException
 from dtf.errors import RunError
 from dtf.files import leads_out, read_json, read_yaml
 from dtf.runs.command import CONF, OVERRIDES, RESULTS, is_first_process, is_option, program, quoted
+from dtf.runs.measure import measures
 from dtf.text import printable
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ _SHOWN = 200  # characters of an entry in a message
 # Where a run happens and what it shows, not what it computes.
 _FREE = (
     "output",
+    "task._target_",  # where the code of task.name is
     "quiet",
     "logger",
     "callbacks",
@@ -189,6 +191,11 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def _with_task(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a run; one from before there were tasks classified."""
+    return {"task": {"name": "classification"}} | dict(config) if config else config
+
+
 def is_free(key: str) -> bool:
     """Whether a setting says where a run happens and what it shows, not what it computes."""
     return _is_below(key, _FREE)
@@ -208,7 +215,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
     except ValueError as error:
         raise ValueError(f"{error}; remove it, and the same command tests the run again") from None
     # eval.py leaves no config: its runs are short, and repeated.
-    return None if changes(found.get("config", {}), config) else found
+    return None if changes(_with_task(found.get("config", {})), _with_task(config)) else found
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -222,7 +229,11 @@ def read_results(path: Path) -> dict[str, Any]:
     """
     found = {"metrics": {}} | read_json(path)
     kinds: dict[str, Any] = {"config": Mapping, "metrics": Mapping, "split": str}
-    kinds |= dict.fromkeys(("top1", "top5", "seconds"), int | float | None)
+    try:
+        known = [measure.name for measure in measures(found.get("task"))]
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    kinds |= dict.fromkeys((*known, "seconds"), int | float | None)
     figures = {f"metrics.{name}": value for name, value in dict(_mapping(found["metrics"])).items()}
     for key, value in (found | figures).items():
         if not isinstance(
@@ -254,7 +265,7 @@ def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> li
         different = [f"model.name: {old['name']} -> {new['name']}"]
     else:
         different = [f"model.{change}" for change in changes(old["arguments"], new["arguments"])]
-    changed = changes(checkpoint.config, description["config"])
+    changed = changes(_with_task(checkpoint.config), _with_task(description["config"]))
     different += [c for c in changed if not _is_below(c.split(":")[0], _CHANGEABLE) and c not in different]
     if different:
         raise RunError(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_classifier import SGD, Data, fit, join, tiny
+from engine import classifier
+from test_engine import SGD, Data, fit, join, tiny
 from torch.multiprocessing import ProcessRaisedException
 from torch.utils.data import DataLoader, DistributedSampler
 
 from dtf.lit.callbacks import BrokenVideos
-from dtf.lit.classifier import VideoClassifier
 
 # The first process reads the clips with even numbers, the second those with odd ones.
 EVEN, ODD = (2,), (5, 7, 9)
@@ -24,7 +24,7 @@ class SplitData(Data):
 
 def fit_on_two(watch: BrokenVideos) -> None:
     fit(
-        VideoClassifier(tiny(), 2, SGD),
+        classifier(tiny(), 2, SGD),
         watch,
         data=SplitData(EVEN + ODD),
         strategy="ddp_spawn",

@@ -23,6 +23,7 @@ from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
 from dtf.runs import command
 from dtf.runs.command import plain
+from dtf.runs.measure import measures
 
 CONF = REPOSITORY / "conf"
 
@@ -46,14 +47,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Sizes:
-    """What a data module tells a network."""
+    """Of a network."""
 
     num_classes, clip_length = 3, 8
 
 
 def test_no_group_is_forgotten() -> None:
     groups = {p.name for p in CONF.iterdir() if p.is_dir()}
-    tested = {"model", "data", "optim", "trainer", "logger", "callbacks", "debug"}
+    tested = {"model", "data", "optim", "trainer", "logger", "callbacks", "debug", "task"}
     elsewhere = {"experiment", "sweep", "hydra"}  # test_experiments.py, test_sweep.py
     assert groups <= tested | elsewhere
 
@@ -72,7 +73,7 @@ def test_model(option: str) -> None:
         "ptv_mvit_b": ["data.crop_px=64", "model.embed_dim=16", "model.depths=[1,1]"],
     }
     cfg = settings(f"model={option}", *small.get(option, small.get(option.split("_")[1], [])))
-    network = build.build_network(cfg.model, Sizes())  # type: ignore[arg-type]
+    network = build.build_network(cfg.model, Sizes.num_classes, Sizes.clip_length)
     assert network.name.startswith(option)
     assert network.arguments["num_classes"] == 3
     assert network.arguments["clip_length"] == 8
@@ -156,7 +157,7 @@ def test_the_table_shows_every_group(folder: Path, capsys, caplog: pytest.LogCap
         *overrides, "optim.lr=0.08", "optim.weight_decay=0.07", "trainer=cpu", "data.root=/no/where"
     )
     data = build.instantiate(cfg.data)
-    network = build.build_network(cfg.model, data)
+    network = build.build_network(cfg.model, data.num_classes, data.clip_length)
     trainer = build.build_trainer(cfg.trainer, folder, [], [])
     build.print_start(network, data, plain(cfg.optim), trainer, folder)
     assert capsys.readouterr().out == ""
@@ -242,11 +243,30 @@ def test_logger(option: str, folder: Path) -> None:
 @pytest.mark.parametrize("option", options("callbacks"))
 def test_callbacks(option: str) -> None:
     name = "eval" if option == "eval" else "train"
-    callbacks = build.build_callbacks(settings(f"callbacks={option}", name=name).callbacks)
+    cfg = settings(f"callbacks={option}", name=name)
+    callbacks = build.build_callbacks(cfg.callbacks, build.task_class(cfg.task).headline())
     checkpoints = [c for c in callbacks if isinstance(c, Checkpoint)]
     # `last` holds the state of `best`, so it must be saved after it.
     kinds = [] if option == "eval" else [BestCheckpoint, LastCheckpoint]
     assert [type(c) for c in checkpoints] == kinds
+    assert [(c.monitor, c.mode) for c in checkpoints if isinstance(c, BestCheckpoint)] in (
+        [],
+        [("val/top1", "max")],
+    )
+
+
+@pytest.mark.parametrize("option", options("task"))
+def test_task(option: str) -> None:
+    for name in ("train", "eval"):
+        task = build.task_class(settings(f"task={option}", name=name).task)
+        assert task.name == option
+        assert measures(task.description()) == list(task.measures)
+
+
+def test_another_metric_may_choose_the_checkpoint() -> None:
+    cfg = settings("callbacks.best.monitor=val/loss", "callbacks.best.mode=min")
+    callbacks = build.build_callbacks(cfg.callbacks, build.task_class(cfg.task).headline())
+    assert [(c.monitor, c.mode) for c in callbacks if isinstance(c, BestCheckpoint)] == [("val/loss", "min")]
 
 
 @pytest.mark.parametrize("option", options("debug"))
@@ -254,7 +274,7 @@ def test_callbacks(option: str) -> None:
 def test_debug(option: str, data: str, folder: Path) -> None:
     cfg = settings(f"debug={option}", f"data={data}", "data.root=/no/where")
     build.instantiate(cfg.data)
-    callbacks = build.build_callbacks(cfg.callbacks)
+    callbacks = build.build_callbacks(cfg.callbacks, build.task_class(cfg.task).headline())
     build.build_trainer(cfg.trainer, folder, callbacks, [])
     assert OptimConfig.from_mapping(plain(cfg.optim))
 

@@ -38,12 +38,9 @@ def network_of(option: str) -> VideoNetwork:
     """Without memory, weights and minutes."""
     cfg = recipe(option)
 
-    class Data:
-        num_classes, clip_length = NUM_CLASSES[cfg.data.name], cfg.data.clip_length
-
     model = OmegaConf.create(plain(cfg.model) | {"pretrained": False})
     with torch.device("meta"):
-        return build.build_network(model, Data())  # type: ignore[arg-type]
+        return build.build_network(model, NUM_CLASSES[cfg.data.name], cfg.data.clip_length)
 
 
 @pytest.mark.parametrize("option", EXPERIMENTS)
@@ -65,7 +62,7 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
     trainer = build.build_trainer(
         OmegaConf.merge(cfg.trainer, {"accelerator": "cpu"}),
         tmp_path,
-        build.build_callbacks(cfg.callbacks),
+        build.build_callbacks(cfg.callbacks, build.task_class(cfg.task).headline()),
         [],
     )
     assert trainer.max_epochs == cfg.trainer.max_epochs

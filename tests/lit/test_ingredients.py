@@ -10,9 +10,9 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from engine import REPOSITORY
+from engine import REPOSITORY, classifier
 from hydra import compose, initialize_config_dir
-from test_classifier import LOSSES, SGD, Clips, Data, Record, fit, tiny
+from test_engine import LOSSES, SGD, Clips, Data, Record, fit, tiny
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -21,9 +21,8 @@ from dtf.errors import RunError
 from dtf.lit import build
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.classifier import VideoClassifier
 from dtf.lit.mixing import Mixing
-from dtf.lit.norms import PreciseNorm, backbone_norms
+from dtf.lit.norms import FreezeNorm, PreciseNorm, backbone_norms
 from dtf.models import DTFBlock
 from dtf.runs.command import plain
 
@@ -155,10 +154,10 @@ def test_wrong_mixing(settings: dict, message: str) -> None:
 
 
 def test_the_loss_is_that_of_mixed_labels_and_metrics_count_the_own_class() -> None:
-    model = VideoClassifier(Linear(), 2, SGD, label_smoothing=0.1, mixing={"mixup": 0.8, "cutmix": 1.0})
+    model = classifier(Linear(), 2, SGD, label_smoothing=0.1, mixing={"mixup": 0.8, "cutmix": 1.0})
     mixed, logits = [], []
-    mix = model.mixing
-    model.mixing = lambda *batch: mixed.append(mix(*batch)) or mixed[-1]  # type: ignore[assignment, func-returns-value]
+    mix = model.task.mixing
+    model.task.mixing = lambda *batch: mixed.append(mix(*batch)) or mixed[-1]  # type: ignore[assignment, func-returns-value]
     model.network.register_forward_hook(lambda module, inputs, output: logits.append(output.detach()))
     record = Record()
     trainer = fit(model, record, max_epochs=1)
@@ -181,7 +180,7 @@ def test_mixing_depends_on_seed_epoch_and_batch_only() -> None:
 
         record = Record()
         recipe = {"name": "sgd", "lr": 0.0}
-        fit(VideoClassifier(Linear(), 2, recipe, seed=seed, mixing=mixing), record, Disturb())
+        fit(classifier(Linear(), 2, recipe, seed=seed, mixing=mixing), record, Disturb())
         return record.losses
 
     found = losses(mixup=0.8)
@@ -194,9 +193,9 @@ def test_mixing_depends_on_seed_epoch_and_batch_only() -> None:
 def test_evaluation_is_never_mixed() -> None:
     results = []
     for mixing in (None, {"mixup": 1.0}):
-        model = VideoClassifier(Linear(), 2, {"name": "sgd", "lr": 0.0}, mixing=mixing)
+        model = classifier(Linear(), 2, {"name": "sgd", "lr": 0.0}, mixing=mixing)
         fit(model, limit_val_batches=1.0, max_epochs=1)
-        results.append(model.evaluations["val"].loss)
+        results.append(model.results["val"].loss)
     assert results[0] == results[1]
 
 
@@ -216,7 +215,7 @@ def average(states: list[dict[str, torch.Tensor]], decay: float) -> dict[str, to
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_the_average_is_over_optimiser_steps(accumulate: int) -> None:
     """Twelve clips in three batches; accumulated in twos, the third one is a step of its own."""
-    weights, model = Weights(), VideoClassifier(tiny(), 2, SGD)
+    weights, model = Weights(), classifier(tiny(), 2, SGD)
     fit(model, AverageWeights(0.7), weights, accumulate_grad_batches=accumulate)
     steps = weights.states if accumulate == 1 else [weights.states[i] for i in (1, 2, 4, 5)]
     expected = average(steps, 0.7)
@@ -232,23 +231,23 @@ def test_training_goes_on_with_the_trained_weights() -> None:
     losses = []
     for callbacks in ([], [AverageWeights(0.7)]):
         record = Record()
-        fit(VideoClassifier(tiny(), 2, SGD), *callbacks, record, limit_val_batches=1.0)
+        fit(classifier(tiny(), 2, SGD), *callbacks, record, limit_val_batches=1.0)
         losses.append(record.losses)
     assert losses[0] == losses[1]
 
 
 def test_validation_runs_on_the_average() -> None:
-    weights, model = Weights(), VideoClassifier(Linear(), 2, SGD)
+    weights, model = Weights(), classifier(Linear(), 2, SGD)
     fit(model, AverageWeights(0.5), weights, limit_val_batches=1.0, max_epochs=1)
     network = Linear().double()
     network.load_state_dict(average(weights.states, 0.5))
     video = torch.stack([Clips(12)[i]["video"] for i in range(12)]).double()
     expected = F.cross_entropy(network(video), torch.arange(12) % 2).item()
-    assert model.evaluations["val"].loss == pytest.approx(expected, rel=1e-4)
+    assert model.results["val"].loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_what_does_not_change_stays_as_it_is() -> None:
-    model = VideoClassifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
+    model = classifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
     before = {k: v.clone() for k, v in model.network.named_parameters()}
     buffers = {
         k: v.clone() for k, v in model.network.named_buffers() if k.endswith(("analysis", "synthesis"))
@@ -272,7 +271,7 @@ def test_a_checkpoint_holds_both_and_an_exception_mixes_nothing_up(tmp_path: Pat
         def on_exception(self, trainer, pl_module, exception) -> None:
             trainer.save_checkpoint(path)
 
-    model = VideoClassifier(Linear(), 2, SGD)
+    model = classifier(Linear(), 2, SGD)
     with pytest.raises(KeyError):
         fit(
             model,
@@ -291,7 +290,7 @@ def test_a_checkpoint_holds_both_and_an_exception_mixes_nothing_up(tmp_path: Pat
 
 def test_weights_of_16_bits_are_refused() -> None:
     with pytest.raises(RunError, match="ema needs weights of 32 bits"):
-        fit(VideoClassifier(Linear(), 2, SGD), AverageWeights(0.5), precision="bf16-true")
+        fit(classifier(Linear(), 2, SGD), AverageWeights(0.5), precision="bf16-true")
 
 
 @pytest.mark.parametrize("decay", [0, 1, 1.5, "x", True])
@@ -309,7 +308,7 @@ def test_frozen_norms_keep_their_statistics_and_filters_learn_theirs() -> None:
         nn.init.uniform_(norm.running_mean, -1, 1)
         nn.init.uniform_(norm.running_var, 1, 2)
     before = {k: v.clone() for k, v in network.state_dict().items()}
-    fit(VideoClassifier(network, 2, SGD, freeze_norm=True), limit_val_batches=1.0)
+    fit(classifier(network, 2, SGD), FreezeNorm(), limit_val_batches=1.0)
     after = network.state_dict()
     inside = {f"{name}.norm" for name, m in network.named_modules() if isinstance(m, DTFBlock)}
     assert len(inside) == 8
@@ -325,7 +324,7 @@ def test_frozen_norms_keep_their_statistics_and_filters_learn_theirs() -> None:
 
 def test_norms_are_not_frozen_by_default() -> None:
     network = tiny()
-    fit(VideoClassifier(network, 2, SGD), max_epochs=1)
+    fit(classifier(network, 2, SGD), max_epochs=1)
     assert network.backbone.bn1.num_batches_tracked == 3
 
 
@@ -372,7 +371,7 @@ def test_precise_statistics_are_those_of_the_evaluated_weights(ema: bool) -> Non
     averaging: list[pl.Callback] = [AverageWeights(0.5)] if ema else []
     network = tiny()
     fit(
-        VideoClassifier(network, 2, SGD), *averaging, PreciseNorm(200), stem,
+        classifier(network, 2, SGD), *averaging, PreciseNorm(200), stem,
         data=Sampled(), limit_val_batches=1.0,
     )  # fmt: skip
     assert len(stem.found) == 2
@@ -384,7 +383,7 @@ def test_precise_statistics_are_those_of_the_evaluated_weights(ema: bool) -> Non
 def test_running_statistics_are_not_precise() -> None:
     """Or the test above would prove nothing."""
     stem = Stem()
-    fit(VideoClassifier(tiny(), 2, SGD), stem, data=Sampled(), limit_val_batches=1.0)
+    fit(classifier(tiny(), 2, SGD), stem, data=Sampled(), limit_val_batches=1.0)
     assert not torch.allclose(stem.found[0][1], stem.expected[0][1], rtol=1e-2)
 
 
@@ -392,14 +391,14 @@ def test_precise_statistics_leave_training_and_frozen_norms_alone() -> None:
     losses = []
     for callbacks in ([], [PreciseNorm(2)]):
         record = Record()
-        model = VideoClassifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD)
+        model = classifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD)
         fit(model, *callbacks, record, data=Sampled(), limit_val_batches=1.0)
         losses.append(record.losses)
     assert losses[0] == losses[1]
 
     network = tiny()
-    model = VideoClassifier(network, 2, SGD, freeze_norm=True)
-    fit(model, PreciseNorm(2, freeze_norm=True), data=Sampled(), limit_val_batches=1.0)
+    model = classifier(network, 2, SGD)
+    fit(model, FreezeNorm(), PreciseNorm(2, freeze_norm=True), data=Sampled(), limit_val_batches=1.0)
     assert network.backbone.bn1.num_batches_tracked == 0
     assert network.backbone.bn1.running_mean.eq(0).all()
     assert network.backbone.layer1[0].dtf1.norm.num_batches_tracked == 2 * (3 + 2)
@@ -422,7 +421,7 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
     found = []
     for size, accumulate in ((6, 1), (3, 2), (3, 1)):
         network, record = Linear(), Record()
-        fit(VideoClassifier(network, 2, SGD), record, data=Sized(size), accumulate_grad_batches=accumulate)
+        fit(classifier(network, 2, SGD), record, data=Sized(size), accumulate_grad_batches=accumulate)
         found.append((network.layer.weight.detach(), sorted(set(record.rates))))
     (large, rates), (accumulated, accumulated_rates), (small, _) = found
     torch.testing.assert_close(accumulated, large, rtol=1e-5, atol=1e-7)
@@ -435,7 +434,7 @@ def test_clipping_bounds_the_step(limit: float | None) -> None:
     network = Linear()
     before = torch.cat([p.detach().flatten() for p in network.parameters()])
     recipe = {"name": "sgd", "lr": 1.0, "nesterov": False, "momentum": 0.0}
-    fit(VideoClassifier(network, 2, recipe), gradient_clip_val=limit, max_steps=1, max_epochs=1)
+    fit(classifier(network, 2, recipe), gradient_clip_val=limit, max_steps=1, max_epochs=1)
     moved = (torch.cat([p.detach().flatten() for p in network.parameters()]) - before).norm()
     if limit is None:
         assert moved > 0.02
@@ -444,7 +443,7 @@ def test_clipping_bounds_the_step(limit: float | None) -> None:
 
 
 def test_mixing_and_averaging_in_bfloat16() -> None:
-    model, record, weights = VideoClassifier(tiny(), 2, SGD, mixing={"mixup": 0.8}), Record(), Weights()
+    model, record, weights = classifier(tiny(), 2, SGD, mixing={"mixup": 0.8}), Record(), Weights()
     fit(model, AverageWeights(0.5), record, weights, precision="bf16-mixed", limit_val_batches=1.0)
     assert all(0.1 < loss < 2 for loss in record.losses)
     expected = average(weights.states, 0.5)["backbone.fc.weight"]
@@ -464,13 +463,12 @@ def settings(*overrides: str) -> dict[str, Any]:
 def test_by_default_everything_is_off() -> None:
     """The settings of conf/train.yaml reproduce the stored losses, with no draw and no rounding between."""
     config = settings("optim=sgd")
-    model = VideoClassifier(
+    model = classifier(
         tiny(dropout=0.3, drop_path_rate=0.1),
         2,
         SGD | {key: config["optim"][key] for key in ("lr_scale", "layer_decay", "decay_all")},
         label_smoothing=0.1,
         mixing=config["mixing"],
-        freeze_norm=config["norm"]["freeze"],
     )
     assert build.build_averages(config, model.network) == []
     assert config["label_smoothing"] == config["find_lr"] == 0
@@ -479,13 +477,14 @@ def test_by_default_everything_is_off() -> None:
     fit(model, record)
     torch.testing.assert_close(record.losses, json.loads(LOSSES.read_text()), rtol=2e-4, atol=0)
     again = Record()
-    fit(VideoClassifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), again)
+    fit(classifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), again)
     assert record.losses == again.losses
 
 
 def test_averages_are_built_in_order_and_settings_without_effect_are_named(caplog) -> None:
     config = settings("ema=0.9", "norm.precise_batches=3", "norm.freeze=true")
-    first, second = build.build_averages(config, tiny())
+    frozen, first, second = build.build_averages(config, tiny())
+    assert isinstance(frozen, FreezeNorm)
     assert isinstance(first, AverageWeights)
     assert isinstance(second, PreciseNorm)
     assert first.decay == 0.9

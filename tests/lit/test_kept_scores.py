@@ -13,6 +13,7 @@ import torch
 from dtf.errors import RunError
 from dtf.lit.kept_scores import DESCRIPTION, KeptScores
 from dtf.lit.scores import VideoScores
+from dtf.lit.tasks.classification import Evaluation
 
 EVALUATION = {"format": 1, "checkpoint": "5e", "views": "3x3", "videos": 6, "classes": 5}
 
@@ -121,19 +122,19 @@ def test_going_on_equals_the_unbroken_evaluation(tmp_path: Path) -> None:
         for video in videos:
             error = ["4.mp4: is empty" if video == 4 else ""] * 9
             index = torch.full((9,), video)
-            scores_of.update(scores[video], index % 5, index, torch.arange(9), error)
+            scores_of.add(scores[video], index % 5, index, torch.arange(9), error)
 
-    unbroken = VideoScores()
+    unbroken = VideoScores(Evaluation)
     evaluate(list(range(6)), unbroken)
     whole = unbroken.compute()
 
-    first = VideoScores()
+    first = VideoScores(Evaluation)
     first.keep = KeptScores(tmp_path, EVALUATION).append
     evaluate([5, 4, 1], first)
 
     videos, values = read(tmp_path)
     assert videos == [1, 5]
-    second = VideoScores()
+    second = VideoScores(Evaluation)
     second.known = (np.array(videos), np.array(videos) % 5, values, np.full(2, 9), {})
     second.reset()
     evaluate([0, 2, 3, 4], second)

@@ -8,8 +8,8 @@ import math
 
 import pytest
 import pytorch_lightning as pl
-from engine import documented
-from test_classifier import SGD, fit
+from engine import classifier, documented
+from test_engine import SGD, fit
 from test_ingredients import Linear
 from torch.utils.data import DataLoader
 
@@ -27,7 +27,7 @@ class Rates(pl.Callback):
 
 
 def search(steps: int = 30, optim: dict | None = None, **settings) -> tuple[LearningRateSearch, Rates]:
-    model, rates = LearningRateSearch(Linear(), 2, optim or SGD), Rates()
+    model, rates = classifier(Linear(), 2, optim or SGD, kind=LearningRateSearch), Rates()
     model.num_steps = steps
     fit(model, rates, **({"max_epochs": steps, "max_steps": steps} | settings))
     return model, rates
@@ -48,14 +48,14 @@ def test_losses_are_those_of_optimiser_steps() -> None:
     one, _ = search(accumulate_grad_batches=3)
     before = Linear()
     batch = next(iter(DataLoader(Whole(), batch_size=12)))
-    expected = float(LearningRateSearch(before, 2, SGD).loss(batch)[0].detach())
+    expected = float(classifier(before, 2, SGD).task.loss(before, batch).loss)
     assert one.losses[0] == pytest.approx(expected, rel=1e-5)
     assert 20 < len(one.losses) <= 30
 
 
 class Whole:
     def __init__(self) -> None:
-        from test_classifier import Clips
+        from test_engine import Clips
 
         self.clips = Clips(12)
 
@@ -77,7 +77,7 @@ def test_it_stops_where_the_loss_diverges_or_is_not_finite() -> None:
                 batch["video"].mul_(self.factor)
 
     for factor, least in ((-100, 21), (float("nan"), 21)):
-        model = LearningRateSearch(Linear(), 2, SGD)
+        model = classifier(Linear(), 2, SGD, kind=LearningRateSearch)
         fit(model, Poison(factor), max_epochs=100, max_steps=100)
         assert least <= len(model.losses) < least + 4
     assert math.isnan(model.losses[-1])

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from test_classifier import fit
+from engine import classifier
+from test_engine import fit
 from torch import nn
 
 from dtf.errors import RunError
-from dtf.lit.classifier import VideoClassifier
 from dtf.lit.nonfinite import NonFiniteLoss
 
 SGD = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 0.1}
@@ -64,7 +64,7 @@ class Watch(pl.Callback):
 
 def test_the_step_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     watch = Watch()
-    model = VideoClassifier(Bomb(1, 4), 2, SGD, nonfinite="skip", folder=tmp_path)
+    model = classifier(Bomb(1, 4), 2, SGD, nonfinite="skip", folder=tmp_path)
     trainer = fit(model, watch, gradient_clip_val=1.0)
     assert [watch.unchanged(i) for i in range(6)] == [False, True, False, False, True, False]
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -81,7 +81,7 @@ def test_the_step_is_left_out(caplog: pytest.LogCaptureFixture, tmp_path: Path) 
 
 def test_with_all_batches_that_are_accumulated_for_it() -> None:
     watch = Watch()
-    fit(VideoClassifier(Bomb(1), 2, SGD, nonfinite="skip"), watch, accumulate_grad_batches=3)
+    fit(classifier(Bomb(1), 2, SGD, nonfinite="skip"), watch, accumulate_grad_batches=3)
     for key in ("head.weight", "norm.weight"):
         first, second, last = (watch.states[i]["weights"][key] for i in (0, 3, 6))
         assert torch.equal(first, second)
@@ -92,13 +92,13 @@ def test_with_all_batches_that_are_accumulated_for_it() -> None:
 
 
 def test_ten_in_a_row_stop_the_run(tmp_path: Path) -> None:
-    model = VideoClassifier(Bomb(*range(1, 6), *range(7, 99)), 2, SGD, nonfinite="skip", folder=tmp_path)
+    model = classifier(Bomb(*range(1, 6), *range(7, 99)), 2, SGD, nonfinite="skip", folder=tmp_path)
     with pytest.raises(RunError, match=r"not finite in 10 steps in a row, .* epoch 5, batch 1"):
         fit(model, max_epochs=9)
     assert len((tmp_path / "nonfinite_losses.txt").read_text().splitlines()) == 5 + 10
 
     # A run that is resumed counts on.
-    resumed = VideoClassifier(Bomb(0), 2, SGD, nonfinite="skip", folder=tmp_path)
+    resumed = classifier(Bomb(0), 2, SGD, nonfinite="skip", folder=tmp_path)
     checkpoint: dict = {}
     model.nonfinite.in_a_row = 9
     model.on_save_checkpoint(checkpoint)
@@ -111,10 +111,10 @@ def test_ten_in_a_row_stop_the_run(tmp_path: Path) -> None:
 def test_stopping_says_what_else_there_is(tmp_path: Path) -> None:
     watch = Watch()
     with pytest.raises(RunError, match=r"loss is nan in epoch 0, batch 2.* nonfinite=skip"):
-        fit(VideoClassifier(Bomb(2), 2, SGD, folder=tmp_path), watch)
+        fit(classifier(Bomb(2), 2, SGD, folder=tmp_path), watch)
     assert "/train/8.mp4" in (tmp_path / "nonfinite_losses.txt").read_text()
     with pytest.raises(ValueError, match="nonfinite must be one of stop, skip, got 'ignore'"):
-        VideoClassifier(Bomb(), 2, SGD, nonfinite="ignore")
+        classifier(Bomb(), 2, SGD, nonfinite="ignore")
 
 
 def test_the_gradient_scaler_of_fp16_is_left_alone() -> None:

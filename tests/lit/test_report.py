@@ -11,8 +11,8 @@ import pytest
 from matplotlib.image import imread
 
 from dtf.files import write_json
-from dtf.lit.report import draw_confusion, print_results, results, write_scores
-from dtf.lit.scores import Evaluation
+from dtf.lit.report import print_results, result_rows
+from dtf.lit.tasks.classification import Classification, Evaluation, draw_confusion, results, write_scores
 
 
 def evaluation() -> Evaluation:
@@ -63,7 +63,8 @@ def test_confusion_picture(tmp_path: Path, num_classes: int) -> None:
 
 def test_the_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     found = results(evaluation(), ["[bold]up", "do\x1b[31mwn"], ["a", "b", "c"])
-    print_results("title", found, [("where", "/a[b]")])
+    rows = result_rows(Classification, evaluation(), found)
+    print_results("title", rows, [("where", "/a[b]")])
     out = capsys.readouterr().out
     assert "[bold]up" in out
     assert "\x1b[31m" not in out

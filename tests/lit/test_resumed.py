@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -15,11 +13,10 @@ from dtf.lit.callbacks import BestCheckpoint
 
 
 def test_no_pretrained_weights_are_read_where_those_of_a_checkpoint_follow(tmp_path: Path) -> None:
-    data: Any = SimpleNamespace(num_classes=3, clip_length=4)
     cfg = OmegaConf.create({"name": "c2d_tiny", "pretrained": str(tmp_path / "gone.pth")})
-    assert build_network(cfg, data, goes_on=True).name == "c2d_tiny"
+    assert build_network(cfg, 3, 4, goes_on=True).name == "c2d_tiny"
     with pytest.raises((ValueError, OSError), match=r"gone\.pth"):
-        build_network(cfg, data)
+        build_network(cfg, 3, 4)
 
 
 def test_the_best_checkpoints_state_names_checkpoints_of_this_folder_only(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import torch
 
 from dtf.errors import RunError
 from dtf.lit import scores as module
-from dtf.lit.report import confused_pairs, results
 from dtf.lit.scores import VideoScores
+from dtf.lit.tasks.classification import Evaluation, confused_pairs, results
 
 
 def clips(num_videos: int, num_views: int, num_classes: int = 4, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -19,11 +19,15 @@ def clips(num_videos: int, num_views: int, num_classes: int = 4, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     size = num_videos * num_views
     return {
-        "probabilities": torch.randn(size, num_classes, generator=generator).softmax(dim=1),
+        "scores": torch.randn(size, num_classes, generator=generator).softmax(dim=1),
         "label": (torch.arange(num_videos) % num_classes).repeat_interleave(num_views),
         "video_index": torch.arange(num_videos).repeat_interleave(num_views),
         "view_index": torch.arange(num_views).repeat(num_videos),
     }
+
+
+def collector() -> VideoScores:
+    return VideoScores(Evaluation)
 
 
 def add(
@@ -31,12 +35,12 @@ def add(
 ):
     picked = {name: tensor[rows] for name, tensor in data.items()}
     texts = [(errors or {}).get(i, "") for i in picked["video_index"].tolist()]
-    scores.update(**picked, error=texts)
+    scores.add(**picked, error=texts)
 
 
 def test_views_are_averaged_by_hand() -> None:
-    scores = VideoScores()
-    scores.update(
+    scores = collector()
+    scores.add(
         torch.tensor([[0.6, 0.4], [0.1, 0.9], [0.8, 0.2]]),
         torch.tensor([0, 0, 0]),
         torch.tensor([7, 7, 3]),
@@ -56,7 +60,7 @@ def test_views_are_averaged_by_hand() -> None:
 
 def test_repeats_and_order_change_nothing() -> None:
     data = clips(6, 3)
-    once, mixed = VideoScores(), VideoScores()
+    once, mixed = collector(), collector()
     add(once, data, list(range(18)))
     for row in [17, 3, 3, *range(17, -1, -1), 0, 5, 5]:
         add(mixed, data, [row])
@@ -79,7 +83,7 @@ def test_repeats_and_order_change_nothing() -> None:
 )
 def test_processes_together_equal_one(monkeypatch: pytest.MonkeyPatch, shares) -> None:
     data = clips(6, 2)
-    alone = VideoScores()
+    alone = collector()
     errors = {2: "two: broken"}
     add(alone, data, list(range(12)), errors)
     expected = alone.compute()
@@ -102,7 +106,7 @@ def test_processes_together_equal_one(monkeypatch: pytest.MonkeyPatch, shares) -
 
     def process(rank: int) -> None:
         place.rank = rank
-        scores = VideoScores()
+        scores = collector()
         if shares[rank]:
             add(scores, data, shares[rank], errors)
         found[rank] = scores.compute()
@@ -123,8 +127,8 @@ def test_processes_together_equal_one(monkeypatch: pytest.MonkeyPatch, shares) -
 def test_a_broken_video_is_wrong_and_named() -> None:
     data = clips(4, 1)
     # Perfect scores, so that only the broken video can be wrong.
-    data["probabilities"] = torch.eye(4)
-    scores = VideoScores()
+    data["scores"] = torch.eye(4)
+    scores = collector()
     add(scores, data, [0, 1, 2, 3], {2: "c.mp4: is empty"})
     found = scores.compute()
     assert found.top1 == 0.75
@@ -144,7 +148,7 @@ def test_a_broken_video_is_wrong_and_named() -> None:
 
 def test_all_videos_broken() -> None:
     data = clips(2, 2)
-    scores = VideoScores()
+    scores = collector()
     add(scores, data, [0, 1, 2, 3], {0: "x", 1: "y"})
     found = scores.compute()
     assert found.top1 == 0.0
@@ -155,24 +159,24 @@ def test_all_videos_broken() -> None:
 def test_scores_that_are_no_numbers_are_no_result() -> None:
     """Ranked, NaN would be class 0: one video in four right."""
     data = clips(4, 1)
-    data["probabilities"][2] = torch.nan
-    scores = VideoScores()
+    data["scores"][2] = torch.nan
+    scores = collector()
     add(scores, data, list(range(4)), errors={1: "b.mp4: empty"})
     with pytest.raises(RunError, match=r"test: the network's scores of 1 of 4 videos are not finite"):
         scores.compute().check("test", 1.0)
     # A video that cannot be read has no scores, which is another matter.
-    broken = VideoScores()
+    broken = collector()
     add(broken, clips(4, 1), list(range(4)), errors={2: "c.mp4: empty"})
     broken.compute().check("test", 1.0)
 
 
 def test_no_videos() -> None:
     with pytest.raises(RunError, match="no videos"):
-        VideoScores().compute()
+        collector().compute()
 
 
 def test_reset_forgets() -> None:
-    scores = VideoScores()
+    scores = collector()
     add(scores, clips(3, 1), [0, 1, 2], {1: "broken"})
     scores.reset()
     add(scores, clips(3, 1), [0])

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
-from engine import SignalAtStep
+from engine import SignalAtStep, classifier
 from omegaconf import OmegaConf
-from test_classifier import SGD, tiny
+from test_engine import SGD, tiny
 from test_two_processes import Data
 
 from dtf.lit import build
-from dtf.lit.classifier import VideoClassifier
 from dtf.lit.survival import LastCheckpoint
 from dtf.runs.command import one_line_errors
 
@@ -39,7 +38,7 @@ def work(rank: int, port: int, folder: Path) -> None:
         config = OmegaConf.create(settings(collective_timeout_minutes=0.1, limit_val_batches=0))
         trainer = build.build_trainer(config, folder, callbacks, [])
         with build.running(trainer):
-            trainer.fit(VideoClassifier(tiny(), 2, SGD), datamodule=Data(12, 7, 2))
+            trainer.fit(classifier(tiny(), 2, SGD), datamodule=Data(12, 7, 2))
 
 
 def test_the_others_end_in_time_with_one_line(tmp_path: Path) -> None:

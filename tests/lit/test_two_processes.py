@@ -15,15 +15,15 @@ import pytest
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
-from engine import SignalAtStep
-from test_classifier import SGD, Clips, join, tiny
+from engine import SignalAtStep, classifier
+from test_engine import SGD, Clips, join, tiny
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 
 from dtf.data.dataset import EpochSampler, ResumableLoader
 from dtf.lit.averaging import AverageWeights
-from dtf.lit.classifier import VideoClassifier
-from dtf.lit.norms import PreciseNorm
+from dtf.lit.engine import Engine
+from dtf.lit.norms import FreezeNorm, PreciseNorm
 from dtf.lit.survival import LastCheckpoint, StopOnSignal, Stopped
 from dtf.models import DTFBlock
 
@@ -87,7 +87,7 @@ class GatheredNorm(nn.BatchNorm1d):
 
 
 def network() -> nn.Module:
-    """DTF blocks that do something, with norms over all processes; see `freeze_norm` for the other norms."""
+    """DTF blocks that do something, with norms over all processes; see `FreezeNorm` for the other norms."""
     net = tiny()
     for block in net.modules():
         if isinstance(block, DTFBlock):
@@ -113,7 +113,7 @@ class Record(pl.Callback):
         self.found["losses"].append(outputs["loss"].item())
 
 
-def fit(data: Data, model: VideoClassifier, *callbacks: pl.Callback, folder: Path, devices: int) -> dict:
+def fit(data: Data, model: Engine, *callbacks: pl.Callback, folder: Path, devices: int) -> dict:
     record = Record()
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -145,21 +145,22 @@ def fit(data: Data, model: VideoClassifier, *callbacks: pl.Callback, folder: Pat
 
 def experiments(folder: Path, devices: int, rank: int = 0) -> dict[str, dict]:
     batch = 4 // devices
-    model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
-    found = {"equal": fit(Data(12, 7, batch), model, folder=folder, devices=devices)}
-    model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
-    found["ema"] = fit(Data(12, 7, batch), model, AverageWeights(0.5), folder=folder, devices=devices)
+    model = classifier(network(), 2, SGD)
+    found = {"equal": fit(Data(12, 7, batch), model, FreezeNorm(), folder=folder, devices=devices)}
+    model = classifier(network(), 2, SGD)
+    callbacks = [FreezeNorm(), AverageWeights(0.5)]
+    found["ema"] = fit(Data(12, 7, batch), model, *callbacks, folder=folder, devices=devices)
     # The same weights all along: the stem's statistics are those of the data.
-    model = VideoClassifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
+    model = classifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
     found["precise"] = fit(Data(12, 7, batch), model, PreciseNorm(3), folder=folder, devices=devices)
     if devices > 1:
         # 13 videos: one process has fewer of its own than the other. Video 5 is on one process only.
         # No norm that gathers: it would hand the NaN on by itself.
-        model = VideoClassifier(tiny(), 2, SGD, nonfinite="skip", folder=folder)
+        model = classifier(tiny(), 2, SGD, nonfinite="skip", folder=folder)
         found["nan"] = fit(Data(13, 7, batch, nan=5), model, folder=folder, devices=devices)
-        model = VideoClassifier(network(), 2, SGD, freeze_norm=True)
+        model = classifier(network(), 2, SGD)
         signals = [SignalAtStep("SIGUSR1", 1)] if rank == 1 else []
-        signals += [LastCheckpoint(folder / "checkpoints" / "last.ckpt")]
+        signals += [FreezeNorm(), LastCheckpoint(folder / "checkpoints" / "last.ckpt")]
         found["signal"] = fit(Data(12, 7, batch), model, *signals, folder=folder, devices=devices)
     return found
 
@@ -271,7 +272,7 @@ def test_a_signal_to_one_process_stops_both(both) -> None:
     assert [len(found["signal"]["losses"]) for found in two] == [2, 2]
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 2
-    assert int(saved["train_metrics"][0]["tp"] + saved["train_metrics"][0]["fn"]) == 8, "clips of both"
+    assert saved["train_metrics"]["train/top1"]["count"] == 8, "clips of both"
 
 
 def test_sync_batchnorm_reaches_the_spectral_norms() -> None:

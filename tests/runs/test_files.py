@@ -19,9 +19,9 @@ import torch
 
 from dtf.errors import RunError
 from dtf.files import replacing, write_json
-from dtf.lit import loggers, report
+from dtf.lit import loggers
 from dtf.lit.checkpoint import AtomicCheckpointIO
-from dtf.lit.scores import Evaluation
+from dtf.lit.tasks.classification import Evaluation, draw_confusion, write_scores
 from dtf.models import create_model, save_weights
 
 
@@ -49,11 +49,11 @@ def checkpoint(path: Path) -> None:
 def scores(path: Path) -> None:
     videos = np.arange(500)
     evaluation = Evaluation(videos, videos % 2, np.full((500, 2), 0.5), np.ones(500, int), {})
-    report.write_scores(path, evaluation, ["a", "b"], [f"/videos/{i}.mp4" for i in range(500)])
+    write_scores(path, evaluation, ["a", "b"], [f"/videos/{i}.mp4" for i in range(500)])
 
 
 def confusion(path: Path) -> None:
-    report.draw_confusion(path, np.eye(5, dtype=np.int64), list("abcde"), "title")
+    draw_confusion(path, np.eye(5, dtype=np.int64), list("abcde"), "title")
 
 
 def results(path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from dtf import explain, sweep
 from dtf.apply.sliding import Window
 from dtf.layers.temporal import Maps
-from dtf.lit.report import draw_confusion
+from dtf.lit.tasks.classification import draw_confusion
 from dtf.view import annotate as draw
 from dtf.view import figures, pictures
 

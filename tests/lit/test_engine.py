@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 import pytorch_lightning as pl
 import torch
+from engine import classifier
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dtf.data.dataset import BrokenVideo
 from dtf.errors import RunError
 from dtf.lit.callbacks import BrokenVideos, EpochLine, LearningRate, RepeatFirstBatch, Throughput
-from dtf.lit.classifier import VideoClassifier
-from dtf.lit.scores import Evaluation
+from dtf.lit.engine import Engine
+from dtf.lit.tasks.classification import Evaluation
 from dtf.models import create_model
 
 LOSSES = Path(__file__).parents[1] / "golden" / "lit" / "losses.json"
@@ -84,7 +85,7 @@ class Record(pl.Callback):
         self.losses.append(outputs["loss"].item())
 
 
-def fit(model: VideoClassifier, *callbacks: pl.Callback, data: Data | None = None, **settings) -> pl.Trainer:
+def fit(model: Engine, *callbacks: pl.Callback, data: Data | None = None, **settings) -> pl.Trainer:
     settings = {"max_epochs": 2, "limit_val_batches": 0} | settings
     trainer = pl.Trainer(
         accelerator="cpu",
@@ -108,7 +109,7 @@ def tiny(**overrides) -> nn.Module:
 
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the data has 1 class, so there is nothing to tell apart: .*train"):
-        VideoClassifier(tiny(), 1, SGD)
+        classifier(tiny(), 1, SGD)
 
 
 def test_seeded_losses_equal_the_stored_ones() -> None:
@@ -120,27 +121,27 @@ def test_seeded_losses_equal_the_stored_ones() -> None:
     first decimals. After a wanted change: pytest -s -k seeded_losses prints the new list.
     """
     record = Record()
-    fit(VideoClassifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), record)
+    fit(classifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), record)
     print(json.dumps(record.losses))
     torch.testing.assert_close(record.losses, json.loads(LOSSES.read_text()), rtol=2e-4, atol=0)
 
 
 def test_the_schedule_counts_optimiser_steps() -> None:
     record = Record()
-    fit(VideoClassifier(tiny(), 2, SGD), record, max_epochs=3)
+    fit(classifier(tiny(), 2, SGD), record, max_epochs=3)
     assert record.rates[0] == pytest.approx(0.01)
     assert record.rates[3] == pytest.approx(0.1)  # warm-up of one epoch = three steps
     assert record.rates[6] == pytest.approx(0.05)  # half-way down the cosine
     assert len(record.rates) == 9
 
     record = Record()
-    fit(VideoClassifier(tiny(), 2, SGD), record, max_epochs=3, accumulate_grad_batches=3)
+    fit(classifier(tiny(), 2, SGD), record, max_epochs=3, accumulate_grad_batches=3)
     assert record.rates == pytest.approx([0.01] * 3 + [0.1] * 3 + [0.05] * 3)
 
 
 def test_the_logged_rate_is_that_of_a_group_without_scale() -> None:
     trainer = fit(
-        VideoClassifier(tiny(), 2, SGD | {"lr_scale": {"backbone": 0.1}, "layer_decay": 0.5}), LearningRate()
+        classifier(tiny(), 2, SGD | {"lr_scale": {"backbone": 0.1}, "layer_decay": 0.5}), LearningRate()
     )
     # The last of six steps, three of them warm-up: cos(2/3 pi) of the way down.
     assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(0.1 * 0.25)
@@ -160,7 +161,7 @@ def test_dropout_depends_on_seed_epoch_batch_only() -> None:
         for module in network.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 0.0
-        fit(VideoClassifier(network, 2, recipe, seed=seed), record, Disturb())
+        fit(classifier(network, 2, recipe, seed=seed), record, Disturb())
         return record.losses
 
     plain = losses(0, False)
@@ -188,7 +189,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_videos() -> None:
     with pytest.raises(
         RunError, match=r"the loss is nan in epoch 0, batch 1.*/train/4\.mp4, /train/5\.mp4"
     ) as error:
-        fit(VideoClassifier(network, 2, {"name": "sgd", "lr": 0.1}))
+        fit(classifier(network, 2, {"name": "sgd", "lr": 0.1}))
     assert network.weight.isfinite().all(), "no step was taken"
     assert "/train/0.mp4" not in str(error.value)
 
@@ -197,7 +198,7 @@ def test_broken_training_videos_are_named_once_and_limited(
     caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
     watch = BrokenVideos(0.25, tmp_path)
-    fit(VideoClassifier(tiny(), 2, SGD), watch, data=Data(broken=(2, 7)))
+    fit(classifier(tiny(), 2, SGD), watch, data=Data(broken=(2, 7)))
     assert watch.reasons == {"2.mp4": "broken", "7.mp4": "broken"}
     assert (tmp_path / "broken_videos.txt").read_text() == "2.mp4: broken\n7.mp4: broken\n"
     again, other = BrokenVideo("2.mp4", "broken in another way"), BrokenVideo("8.mp4", "broken")
@@ -213,7 +214,7 @@ def test_broken_training_videos_are_named_once_and_limited(
         "replaced a broken training video: 7.mp4: broken",
     ]
     with pytest.raises(RunError, match=r"1 of 12 training videos are broken.*2\.mp4: broken"):
-        fit(VideoClassifier(tiny(), 2, SGD), BrokenVideos(0.01), data=Data(broken=(2, 7)))
+        fit(classifier(tiny(), 2, SGD), BrokenVideos(0.01), data=Data(broken=(2, 7)))
 
 
 def test_odd_paths_keep_broken_videos_apart(tmp_path: Path) -> None:
@@ -222,7 +223,7 @@ def test_odd_paths_keep_broken_videos_apart(tmp_path: Path) -> None:
     data = Data(broken=tuple(range(5)))
     data.clips.path_of = dict(enumerate(paths))
     watch = BrokenVideos(0.5, tmp_path)
-    fit(VideoClassifier(tiny(), 2, SGD), watch, data=data)
+    fit(classifier(tiny(), 2, SGD), watch, data=data)
     assert list(watch.reasons) == paths
     assert (tmp_path / "broken_videos.txt").read_text().splitlines() == [
         *("a: 1.mp4: broken", "a: 2.mp4: broken"),
@@ -234,15 +235,15 @@ def test_odd_paths_keep_broken_videos_apart(tmp_path: Path) -> None:
 
 
 def test_broken_videos_fail_a_validation() -> None:
-    model = VideoClassifier(tiny(), 2, SGD, max_bad_fraction=0.1)
+    model = classifier(tiny(), 2, SGD, max_bad_fraction=0.1)
     with pytest.raises(RunError, match="val: 2 of 12 videos are broken"):
         fit(model, data=Data(broken=(2, 7)), limit_val_batches=1.0)
 
 
 def test_validation_scores() -> None:
-    model = VideoClassifier(tiny(), 2, SGD)
+    model = classifier(tiny(), 2, SGD)
     trainer = fit(model, Throughput(), limit_val_batches=1.0)
-    found = model.evaluations["val"]
+    found = model.results["val"]
     assert isinstance(found, Evaluation)
     assert found.video_index.tolist() == list(range(12))
     with torch.no_grad():
@@ -257,7 +258,7 @@ def test_validation_scores() -> None:
 
 
 def test_train_metrics_are_those_of_the_epoch() -> None:
-    model = VideoClassifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
+    model = classifier(tiny(), 2, {"name": "sgd", "lr": 0.0})
     record = Record()
     trainer = fit(model, record, max_epochs=1)
     assert float(trainer.callback_metrics["train/loss_epoch"]) == pytest.approx(
@@ -273,14 +274,14 @@ def test_repeat_first_batch() -> None:
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
             seen.append(batch["video_index"].clone())
 
-    fit(VideoClassifier(tiny(), 2, SGD), RepeatFirstBatch(), Look())
+    fit(classifier(tiny(), 2, SGD), RepeatFirstBatch(), Look())
     assert [s.tolist() for s in seen] == [[0, 1, 2, 3]] * 6
 
 
 @pytest.mark.parametrize("setting", [{"label_smoothing": 1.5}, {"max_bad_fraction": -0.1}])
 def test_wrong_settings(setting: dict) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(setting))} must lie in 0..1"):
-        VideoClassifier(tiny(), 2, SGD, **setting)
+        classifier(tiny(), 2, SGD, **setting)
 
 
 def test_large_evaluation_batches_go_through_in_pieces():
@@ -301,9 +302,9 @@ def test_large_evaluation_batches_go_through_in_pieces():
     }
     results = []
     for pieces in (3, None):
-        model = VideoClassifier(Counting(), 2, SGD, clips_per_pass=pieces)
+        model = classifier(Counting(), 2, SGD, clips_per_pass=pieces)
         model.test_step(batch, 0)
-        results.append(model.scores["test"].compute().scores)
+        results.append(model.collectors["test"].compute().scores)
     assert sizes == [3, 3, 1, 7]
     assert (results[0] == results[1]).all()
 
@@ -313,9 +314,9 @@ def test_the_line_of_an_epoch_has_its_own_figures(
 ) -> None:
     """An epoch without validation does not show the one before; without a last epoch there is no number."""
     caplog.set_level(logging.INFO, "dtf")  # quiet=true raises it, and no line is printed
-    line, model = EpochLine(), VideoClassifier(tiny(), 2, SGD)
+    line, model = EpochLine(), classifier(tiny(), 2, SGD)
     fit(model, line, max_epochs=3, limit_val_batches=1.0, check_val_every_n_epoch=2)
-    fit(VideoClassifier(tiny(), 2, SGD), line, max_epochs=-1, max_steps=3)
+    fit(classifier(tiny(), 2, SGD), line, max_epochs=-1, max_steps=3)
     out = capsys.readouterr().out.splitlines()
     assert [text.split("  ")[0] for text in out] == ["epoch 1/3", "epoch 2/3", "epoch 3/3", "epoch 1"]
     assert ["val top-1" in text for text in out] == [False, True, False, False]

@@ -1,6 +1,6 @@
-"""The LightningModule: loss, metrics and optimiser around a network that knows nothing of Lightning.
+"""The LightningModule: a network that knows nothing of Lightning, trained and evaluated on a task.
 
-Letters: B clips, C classes, T frames, H x W pixels.
+Letters: B clips, T frames, H x W pixels.
 """
 
 from __future__ import annotations
@@ -13,37 +13,58 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-import torch.nn.functional as F
 from torch import nn
-from torchmetrics import MeanMetric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import Metric
 
 from dtf.data.dataset import Batch
-from dtf.lit.mixing import Mixing
 from dtf.lit.nonfinite import NonFiniteLoss
-from dtf.lit.norms import backbone_norms
 from dtf.lit.optim import OptimConfig, build_optimizer, warmup_cosine
-from dtf.lit.scores import Evaluation, VideoScores
+from dtf.lit.tasks.task import Result, Task
+
+LOSS = "train/loss_epoch"
 
 
-class VideoClassifier(pl.LightningModule):
-    """Trains and evaluates a network (B, 3, T, H, W) -> (B, C) on batches of `dtf.data.dataset.Batch`.
+class Mean(Metric):
+    """Mean over the clips of an epoch on all processes, from sums that a checkpoint can hold.
 
-    Training logs `train/loss`, `train/top1`, `train/top5`; validation and test log `val/...` and `test/...`
-    over videos, each counted once, and leave the whole result in `evaluations["val" | "test"]`. Where clips
-    are mixed, `train/top1` and `train/top5` count a clip's own class, whatever share of it is left.
+    torchmetrics' own takes up no sums again.
+    """
+
+    total: torch.Tensor
+    count: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.zeros(()), dist_reduce_fx="sum")
+        self.add_state("count", torch.zeros(()), dist_reduce_fx="sum")
+
+    def update(self, total: torch.Tensor, count: torch.Tensor | int) -> None:
+        """Add the sum over so many clips."""
+        self.total += total
+        self.count += count
+
+    def compute(self) -> torch.Tensor:
+        """The mean."""
+        return self.total / self.count
+
+    def sums(self) -> dict[str, torch.Tensor]:
+        """The sums over all processes, every one of which must call it."""
+        with self.sync_context():
+            return {"total": self.total.clone(), "count": self.count.clone()}
+
+
+class Engine(pl.LightningModule):
+    """Trains and evaluates a network on batches of `dtf.data.dataset.Batch`, as its task says.
+
+    Training logs `train/loss` and what the task counts, `train/NAME`; validation and test log `val/...` and
+    `test/...` over videos, each counted once, and leave the whole result in `results["val" | "test"]`.
 
     Args:
         network: plain module; its parameters appear in checkpoints as `network.*`.
-        num_classes: C.
+        task: says what the loss is and what is evaluated.
         optim: optimiser recipe, `dtf.lit.optim.OptimConfig` as plain data.
-        label_smoothing: of the training loss, in [0, 1); on top of mixed labels.
-        mixing: mixup and cutmix of training batches, arguments of `dtf.lit.mixing.Mixing`; None: neither.
-        freeze_norm: keep the backbone's batch norms in evaluation mode, so that their statistics stay as they
-            were loaded; their weights and biases train on. The norms inside temporal layers go on as ever: no
-            pretrained weights hold statistics for them.
         nonfinite: "stop" the run at a loss that is not finite, or "skip" the step (`dtf.lit.nonfinite`).
-        max_bad_fraction: share of broken videos above which an evaluation, or training, fails.
+        max_bad_fraction: share of broken videos above which an evaluation fails.
         clips_per_pass: evaluation: clips that go through the network at once; None: the batch as it comes.
         seed: what a training step draws (mixing, dropout, drop path) is a function of this, the epoch, the
             batch and the process, so that a resumed run goes on as the unbroken one would.
@@ -51,18 +72,15 @@ class VideoClassifier(pl.LightningModule):
         folder: of the run, for the list of videos whose loss is not finite; None: none is written.
 
     Raises:
-        ValueError: settings out of range, or fewer than two classes.
+        ValueError: settings out of range.
     """
 
     def __init__(
         self,
         network: nn.Module,
-        num_classes: int,
+        task: Task,
         optim: Mapping[str, Any],
         *,
-        label_smoothing: float = 0.0,
-        mixing: Mapping[str, Any] | None = None,
-        freeze_norm: bool = False,
         nonfinite: str = "stop",
         max_bad_fraction: float = 0.01,
         clips_per_pass: int | None = None,
@@ -71,69 +89,42 @@ class VideoClassifier(pl.LightningModule):
         folder: Path | None = None,
     ) -> None:
         super().__init__()
-        for name, value in (("label_smoothing", label_smoothing), ("max_bad_fraction", max_bad_fraction)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must lie in 0..1, got {value!r}")
-        if num_classes < 2:
-            raise ValueError(
-                f"the data has {num_classes} class, so there is nothing to tell apart: give at least two, "
-                "each a folder of data.root/train or a name in data.class_names"
-            )
+        if not 0 <= max_bad_fraction <= 1:
+            raise ValueError(f"max_bad_fraction must lie in 0..1, got {max_bad_fraction!r}")
         self.network = network
+        self.task = task
         self.optim = OptimConfig.from_mapping(optim)
-        self.label_smoothing = label_smoothing
-        self.mixing = Mixing.from_mapping(num_classes, mixing)
-        self.freeze_norm = freeze_norm
         self.nonfinite = NonFiniteLoss(nonfinite, folder)
         self.max_bad_fraction = max_bad_fraction
         self.clips_per_pass = clips_per_pass
         self.seed = seed
         self.description = description
-        self.train_metrics = MetricCollection(
-            {
-                "train/top1": MulticlassAccuracy(num_classes, top_k=1, average="micro"),
-                "train/top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
-            }
-        )
-        self.train_loss = MeanMetric()
-        self.scores = {"val": VideoScores(), "test": VideoScores()}
-        self.evaluations: dict[str, Evaluation] = {}
-        self.train(self.training)
+        # The order of files that were written before the means had names.
+        self.means = nn.ModuleDict({**{f"train/{name}": Mean() for name in task.counted}, LOSS: Mean()})
+        self.collectors = {stage: task.collector() for stage in ("val", "test")}
+        self.results: dict[str, Result] = {}
 
     def forward(self, video: torch.Tensor) -> torch.Tensor:
-        """(B, 3, T, H, W) -> logits (B, C)."""
-        return self.network(video)
-
-    def train(self, mode: bool = True) -> VideoClassifier:
-        """Training or evaluation mode, but for batch norms that are frozen."""
-        super().train(mode)
-        if self.freeze_norm:
-            for norm in backbone_norms(self.network):
-                norm.eval()
-        return self
+        """(B, 3, T, H, W) -> outputs (B, ...), in pieces of `clips_per_pass` clips."""
+        # All views of a video come in one batch, which may be larger than what a training step holds.
+        return torch.cat([self.network(part) for part in video.split(self.clips_per_pass or len(video))])
 
     # ---- training ------------------------------------------------------------------------------------------
 
     def on_train_start(self) -> None:
         """A run that goes on within an epoch reports the whole of it, also where no batch of it is left."""
-        if self.train_loss.update_called:
+        if self._mean(LOSS).update_called:
             self._log_epoch(batch_size=1)
 
     def on_train_epoch_start(self) -> None:
         """Count anew; a run that goes on within an epoch does not begin one."""
-        self.train_metrics.reset()
-        self.train_loss.reset()
+        for name in self.means:
+            self._mean(name).reset()
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Give the step a random state of its own."""
         entropy = (self.seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]) >> 1)
-
-    def loss(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Loss, logits (B, C) and classes (B,) of a training batch, which is mixed first."""
-        video, target, label = self.mixing(batch["video"], batch["label"])
-        logits = self.network(video)
-        return F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing), logits, label
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """The loss of a batch.
@@ -142,19 +133,25 @@ class VideoClassifier(pl.LightningModule):
             RunError: it is not finite and `nonfinite` says stop. No step is taken, no checkpoint touched.
         """
         self.nonfinite.before_batch(self.network)
-        loss, logits, label = self.loss(batch)
-        if self._is_not_finite(loss, batch, batch_idx):
-            return loss
-        size = len(label)
-        self.train_metrics.update(logits.detach(), label)
-        self.train_loss.update(loss.detach(), size)
-        self.log("train/loss", loss.detach(), on_step=True, on_epoch=False, prog_bar=True, batch_size=size)
-        self._log_epoch(size)
-        return loss
+        step = self.task.loss(self.network, batch)
+        if self._is_not_finite(step.loss, batch, batch_idx):
+            return step.loss
+        loss = step.loss.detach()
+        self._mean(LOSS).update(loss * step.size, step.size)
+        for name, total in step.sums.items():
+            self._mean(f"train/{name}").update(total, step.size)
+        self.log("train/loss", loss, on_step=True, on_epoch=False, prog_bar=True, batch_size=step.size)
+        self._log_epoch(step.size)
+        return step.loss
 
     def _log_epoch(self, batch_size: int) -> None:
-        self.log_dict(self.train_metrics, on_step=False, on_epoch=True, batch_size=batch_size)
-        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True, batch_size=batch_size)
+        for name in self.means:
+            self.log(name, self._mean(name), on_step=False, on_epoch=True, batch_size=batch_size)
+
+    def _mean(self, name: str) -> Mean:
+        mean = self.means[name]
+        assert isinstance(mean, Mean)
+        return mean
 
     def _is_not_finite(self, loss: torch.Tensor, batch: Batch, batch_idx: int) -> bool:
         where = f"epoch {self.current_epoch}, batch {batch_idx}"
@@ -206,45 +203,37 @@ class VideoClassifier(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Start a validation."""
-        self.scores["val"].reset()
+        self.collectors["val"].reset()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect scores."""
-        self._collect("val", batch)
+        """Collect."""
+        self.collectors["val"].update(self, batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Put the scores together and log them."""
+        """Put together what was collected and log it."""
         self._finish("val")
 
     def on_test_epoch_start(self) -> None:
         """Start a test."""
-        self.scores["test"].reset()
+        self.collectors["test"].reset()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Collect scores."""
-        self._collect("test", batch)
+        """Collect."""
+        self.collectors["test"].update(self, batch)
 
     def on_test_epoch_end(self) -> None:
-        """Put the scores together and log them."""
+        """Put together what was collected and log it."""
         self._finish("test")
 
-    def _collect(self, stage: str, batch: Batch) -> None:
-        # All views of a video come in one batch, which may be larger than what a training step holds.
-        clips = batch["video"].split(self.clips_per_pass or len(batch["video"]))
-        probabilities = torch.cat([self.network(part) for part in clips]).float().softmax(dim=1)
-        errors = [str(videos[0]) if videos else "" for videos in batch["error"]]
-        self.scores[stage].update(
-            probabilities, batch["label"], batch["video_index"], batch["view_index"], errors
-        )
-
     def _finish(self, stage: str) -> None:
-        evaluation = self.scores[stage].compute()
-        self.scores[stage].reset()
-        self.evaluations[stage] = evaluation
-        evaluation.check(stage, self.max_bad_fraction)
-        # Every process has computed the same numbers from the scores of all.
-        for name, value in evaluation.metrics.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "top1", sync_dist=True)
+        result = self.collectors[stage].compute()
+        self.collectors[stage].reset()
+        self.results[stage] = result
+        result.check(stage, self.max_bad_fraction)
+        headline = self.task.headline().name
+        # Every process has computed the same numbers from what all have collected.
+        for name, value in result.metrics.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == headline, sync_dist=True)
 
     def _video_paths(self, stage: str, indices: Sequence[int]) -> list[str]:
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -258,21 +247,24 @@ class VideoClassifier(pl.LightningModule):
             checkpoint["dtf"] = self.description
         checkpoint["nonfinite"] = self.nonfinite.state_dict()
         # Sums over clips; every process is here.
-        reduce = self.trainer.strategy.reduce
-        checkpoint["train_metrics"] = [
-            {key: reduce(value.clone(), reduce_op="sum") for key, value in metric.metric_state.items()}
-            for metric in self._epoch_metrics()
-        ]
+        checkpoint["train_metrics"] = {name: self._mean(name).sums() for name in self.means}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up what is no weight."""
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
-        for metric, state in zip(self._epoch_metrics(), checkpoint.get("train_metrics", ()), strict=False):
+        found = checkpoint.get("train_metrics", {})
+        if isinstance(found, list):
+            found = dict(zip(self.means, map(_sums_of_torchmetrics, found), strict=True))
+        for name, sums in found.items():
+            mean = self._mean(name)
             # The sum over all processes is the first one's share; the others take part with zeros.
-            for key, value in state.items():
-                setattr(metric, key, value.to(metric.device) * (self.global_rank == 0))
-            metric._update_count = 1
+            share = float(self.global_rank == 0)
+            mean.update(sums["total"].to(mean.device) * share, sums["count"].to(mean.device) * share)
 
-    def _epoch_metrics(self) -> list[Any]:
-        return [*self.train_metrics.values(copy_state=False), self.train_loss]
+
+def _sums_of_torchmetrics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The sums in files that were written before there were tasks: an accuracy's or a mean's state."""
+    if "tp" in state:
+        return {"total": state["tp"].sum(), "count": (state["tp"] + state["fn"]).sum()}
+    return {"total": state["mean_value"], "count": state["weight"]}
