@@ -24,7 +24,6 @@ from omegaconf import DictConfig
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.strategies import DDPStrategy
-from pytorch_lightning.strategies.launchers import _SubprocessScriptLauncher
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -35,6 +34,7 @@ from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.norms import FreezeNorm, PreciseNorm, backbone_norms
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
+from dtf.lit.private import cluster_environment, set_timeout, take_processes
 from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.lit.tasks.task import Task
 from dtf.models import VideoNetwork, create_model
@@ -236,18 +236,14 @@ def running(trainer: pl.Trainer) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        launcher = trainer.strategy.launcher
-        if isinstance(launcher, _SubprocessScriptLauncher):
-            # Off its list: Lightning, which watches that, would kill this process because those have failed.
-            processes, launcher.procs[:] = list(launcher.procs), []
-            for process in processes:
-                # They have stopped at the same step, or else they wait for this one in a collective
-                # operation, where no signal but SIGKILL reaches them. In a test they have nothing to save.
-                saving = isinstance(error, Stopped) and trainer.state.fn == "fit"
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(30 if saving else 0)
-                process.kill()
-                process.wait()
+        for process in take_processes(trainer):
+            # They have stopped at the same step, or else they wait for this one in a collective operation,
+            # where no signal but SIGKILL reaches them. In a test they have nothing to save.
+            saving = isinstance(error, Stopped) and trainer.state.fn == "fit"
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(30 if saving else 0)
+            process.kill()
+            process.wait()
         reason = _lost_process(error)
         if reason is not None:
             raise RunError(reason) from error
@@ -393,8 +389,8 @@ def build_trainer(
         raise ValueError(f"trainer: {error}") from error
     if isinstance(trainer.strategy, DDPStrategy):
         # Here, because Lightning may have chosen the strategy; its process group comes later.
-        trainer.strategy._timeout = timedelta(minutes=minutes)
-    environment = trainer._accelerator_connector.cluster_environment
+        set_timeout(trainer.strategy, timedelta(minutes=minutes))
+    environment = cluster_environment(trainer)
     if isinstance(environment, SLURMEnvironment):
         # `StopOnSignal` puts a job back into the queue, between two steps.
         environment.auto_requeue = False

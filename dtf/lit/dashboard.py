@@ -253,6 +253,9 @@ def _to_tensorboard(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
         writer.add_image(f"{stage}/{name}", picture, step, dataformats="HWC")
     for name, (head, rows) in show.result.tables.items():
         writer.add_text(f"{stage}/{name}", _markdown(head, rows), step)
+    captions = [(number, clip.caption) for number, clip in enumerate(show.clips)]
+    if captions:
+        writer.add_text(f"{stage}/clips", _markdown(("clip", "what it is"), captions), step)
     for number, clip in enumerate(show.clips):
         frames = pictures.enlarged(clip.frames)
         # What SummaryWriter.add_video writes, without the packages that it needs to make a GIF.
@@ -263,10 +266,7 @@ def _to_tensorboard(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
             encoded_image_string=pictures.encode_gif(frames, FRAMES_PER_SECOND),
         )
         summary = Summary(value=[Summary.Value(tag=f"{stage}/clips/{number}", image=image)])
-        writer._get_file_writer().add_summary(summary, step)
-    captions = [(number, clip.caption) for number, clip in enumerate(show.clips)]
-    if captions:
-        writer.add_text(f"{stage}/clips", _markdown(("clip", "what it is"), captions), step)
+        writer.file_writer.add_summary(summary, step)
     if show.filters is not None:
         writer.add_image("filters/frequencies", show.filters, step, dataformats="HWC")
     for name, values in show.weights.items():

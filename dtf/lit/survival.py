@@ -25,6 +25,7 @@ from lightning_fabric.plugins.environments import LightningEnvironment
 from pytorch_lightning.callbacks import Checkpoint
 
 from dtf.data.dataset import Batch
+from dtf.lit.private import validates_now
 from dtf.lit.report import shown
 from dtf.runs.command import STOP_SIGNALS, program, sweep_folder
 
@@ -81,9 +82,7 @@ class LastCheckpoint(Checkpoint):
     ) -> None:
         """Write it within an epoch, or before the epoch's validation."""
         if trainer.is_last_batch:
-            epoch_loop, fetcher = trainer.fit_loop.epoch_loop, trainer.fit_loop._data_fetcher
-            assert fetcher is not None
-            if epoch_loop._should_check_val_fx(fetcher):
+            if validates_now(trainer):
                 self._before_validation = True
                 trainer.save_checkpoint(self.path)
                 self._before_validation = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 import torch
-from engine import TINY_MODEL
+from engine import REPOSITORY, TINY_MODEL
+from omegaconf import OmegaConf
 from PIL import Image
 
 from dtf import sweep
@@ -20,6 +22,7 @@ from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Step, Task
 from dtf.runs.checkpoint import load_checkpoint
 from dtf.runs.measure import Measure
+from hydra_plugins.dtf_optuna import OptunaSweeper
 
 YAML = "_target_: test_task.Brightness\nname: brightness\nscale: 1.0\n"
 
@@ -148,3 +151,24 @@ def test_what_the_task_cannot_follow_is_refused(command, arguments: list[str], t
     )
     done = command("train.py", *arguments, "task._target_=test_task.Errors", f"output={tmp_path}")
     assert done.err.endswith("error: task: test_task.Errors is no task with the name 'brightness'\n")
+
+
+def test_a_search_is_for_the_headline(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"n_trials": 1, "n_jobs": 1, "startup_trials": 1, "seed": 0, "params": {}}
+    config = OmegaConf.create({"task": {"_target_": "test_task.Brightness"}})
+    for task, given, expected in (
+        (config, (None, None), ("val/error_best", "minimize")),
+        (OmegaConf.create({}), (None, None), ("val/top1_best", "maximize")),
+        (config, ("val/loss", "maximize"), ("val/loss", "maximize")),
+    ):
+        sweeper = OptunaSweeper(objective=given[0], direction=given[1], **settings)  # type: ignore[arg-type]
+        sweeper.config = task
+        sweeper._fill_objective()
+        assert (sweeper.objective, sweeper.direction) == expected
+
+
+def test_nobody_but_a_task_knows_its_headline() -> None:
+    paths = [path for folder in ("dtf", "conf", "hydra_plugins") for path in (REPOSITORY / folder).rglob("*")]
+    for path in [*paths, REPOSITORY / "train.py", REPOSITORY / "eval.py"]:
+        if path.suffix in (".py", ".yaml", ".html") and path.name != "classification.py":
+            assert not re.search(r"\btop-?[15]\b", path.read_text("utf-8")), path
