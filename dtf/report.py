@@ -616,6 +616,8 @@ def _reader(config: Mapping[str, Any]) -> Callable[[str], bytes | str]:
             ClipView().settings() | {k: settings[k] for k in CLIP_KEYS if k in settings}
         )
         limit, decoder = settings.get("max_read_seconds", 60.0), settings.get("decoder", "pyav")
+        if limit is not None and not 0 < (limit := float(limit)) < math.inf:
+            raise ValueError(f"max_read_seconds={limit}")
         if 3 * view.clip_length * view.crop_px**2 > MOST_CLIP_BYTES:
             raise ValueError(f"clips of more than {MOST_CLIP_BYTES >> 20} MiB")
     except (TypeError, ValueError) as error:

@@ -389,6 +389,16 @@ def test_numbers_that_no_axis_shows(tmp_path: Path) -> None:
     assert page.alts[0].startswith("Curve of loss, up to epoch 5: training, each step: from 2 to 2")
 
 
+def test_a_time_limit_that_is_none_is_one_line(tmp_path: Path) -> None:
+    write_h264(tmp_path / "a.mp4", np.zeros((8, 32, 32, 3), np.uint8))
+    run = tmp_path / "run"
+    evaluated(run, ["a", "b"], [str(tmp_path / "a.mp4")], [0], [[1, 0]])
+    for limit in ("soon", "[1]", ".nan", "-1"):
+        (run / "config.yaml").write_text(CLIP + f", root: '{tmp_path}', max_read_seconds: {limit}}}\n")
+        assert report.main([str(run), "frames=true"]) == 0
+        assert "the settings of the data do not tell how to read them" in Page(run / "report.html").text
+
+
 def test_frames_are_of_the_data_folder_or_of_none(tmp_path: Path, capsys) -> None:
     write_h264(tmp_path / "a.mp4", np.zeros((8, 32, 32, 3), np.uint8))
     run = tmp_path / "run"
