@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from dtf.runs.options import FileNames, parse_options, run_command, seconds
 from dtf.text import markup, nearest, printable
-from dtf.view.figures import drawable, new_figure, save
+from dtf.view.figures import drawable, new_figure, save, spread
 
 if TYPE_CHECKING:
     import numpy as np
@@ -209,7 +209,7 @@ def draw_layers(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps
     figure = _figure(width, sum(heights))
     strip, *grid = figure.subfigures(len(heights), 1, height_ratios=heights)
     strip.suptitle(drawable(title), fontsize=9, parse_math=False)
-    _draw_frames(strip.subplots(1, len(_spread(len(clip.frames)))), clip)
+    _draw_frames(strip.subplots(1, len(spread(len(clip.frames), STEPS_DRAWN))), clip)
     for part, (name, maps) in zip(grid, amplitudes.items(), strict=True):
         axes = np.atleast_1d(part.subplots(1, columns))
         energy = (maps**2).sum(axis=(1, 2))
@@ -240,7 +240,7 @@ def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject
     """
 
     steps = len(cam)
-    shown = _spread(steps)
+    shown = spread(steps, STEPS_DRAWN)
     width = max(6.0, min(1.8, 8.6 / len(shown)) * len(shown) + 0.9)
     figure = _figure(width, 2.1 * (width - 0.9) / len(shown) + 0.8)
     axes = figure.subplots(2, len(shown), squeeze=False)
@@ -280,13 +280,6 @@ def _colour_bar(figure: Any, image: Any, axes: Any, label: str) -> None:
     bar.ax.tick_params(labelsize=6)
 
 
-def _spread(count: int) -> np.ndarray:
-    """At most STEPS_DRAWN of `count` places, evenly spread."""
-    import numpy as np
-
-    return np.unique(np.linspace(0, count - 1, min(count, STEPS_DRAWN)).round().astype(int))
-
-
 def _figure(width: float, height: float) -> Any:
     return new_figure(width, height, "constrained")
 
@@ -295,7 +288,7 @@ def _draw_frames(axes: Any, clip: Clip, shown: np.ndarray | None = None) -> None
     """Frames of a clip with their times, one in each of the axes; without a choice, spread over the clip."""
     import numpy as np
 
-    places = _spread(len(clip.frames)) if shown is None else shown
+    places = spread(len(clip.frames), STEPS_DRAWN) if shown is None else shown
     for axis, frame in zip(np.atleast_1d(axes), places, strict=True):
         axis.imshow(clip.frames[frame])
         axis.set_axis_off()

@@ -9,7 +9,6 @@ Shape letters: B clips, V = N * M views of one video (N clips, M crops), T frame
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypedDict
 
@@ -20,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 from dtf.data.decode import VideoError
 from dtf.data.isolated import ReadingProcess
 from dtf.data.lists import VideoIndex
+from dtf.data.pool import num_cores
 from dtf.data.reader import FrameReader
 from dtf.data.sampling import FrameSampler
 from dtf.data.storage import open_video
@@ -442,5 +442,4 @@ class ResumableLoader(DataLoader[Batch]):
 
 def most_workers() -> int:
     """Processes that read where nobody says how many: one per CPU core of this process, at most 8."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(8, len(affinity(0)) if affinity else os.cpu_count() or 1)
+    return min(8, num_cores())

@@ -37,6 +37,7 @@ import numpy as np
 import torch
 
 from dtf.data.decode import VideoError, VideoReader
+from dtf.data.pool import cause
 from dtf.text import printable
 
 FORKS = sys.platform == "linux" and hasattr(os, "fork")
@@ -227,16 +228,6 @@ class _Child:
             time.sleep(0.002)
         # One that waits for a dead disk lives until the kernel lets it go, but reads no more.
         return cause(None if self._status is None else os.waitstatus_to_exitcode(self._status))
-
-
-def cause(exitcode: int | None) -> str:
-    """What a process died of, for messages: "SIGSEGV", or its exit code."""
-    if exitcode is None or exitcode >= 0:
-        return f"exit code {exitcode}"
-    try:
-        return signal.Signals(-exitcode).name
-    except ValueError:
-        return f"signal {-exitcode}"
 
 
 def _shared_memory(shape: Sequence[int]) -> torch.Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
+import os
 import pickle
 import signal
 import time
@@ -136,17 +137,24 @@ def _poll(worker: _Worker, time_limit_seconds: float) -> tuple[bool, Any]:
         worker.process.join(5.0)
         died = True
     if died:
-        reason = f"crashed its process ({_cause(worker.process.exitcode)})"
+        reason = f"crashed its process ({cause(worker.process.exitcode)})"
     elif time.monotonic() > worker.deadline:
         reason = f"took longer than {time_limit_seconds:g} s and was cut off"
     else:
         return False, None
     if not worker.ready:
-        raise RuntimeError(f"worker processes do not start ({_cause(worker.process.exitcode)})")
+        raise RuntimeError(f"worker processes do not start ({cause(worker.process.exitcode)})")
     return True, Lost(reason)
 
 
-def _cause(exitcode: int | None) -> str:
+def num_cores() -> int:
+    """CPU cores of this process."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
+def cause(exitcode: int | None) -> str:
+    """What a process died of, for messages: "SIGSEGV", or its exit code."""
     if exitcode is None or exitcode >= 0:
         return f"exit code {exitcode}"
     try:

@@ -344,4 +344,4 @@ def _build(options: DTFOptions, place: Place) -> DTFBlock | None:
     return None
 
 
-DTF = register_family(Family("dtf", "DTF", DTFOptions, _build))
+DTF = register_family(Family("dtf", DTFOptions, _build))

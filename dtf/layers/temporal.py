@@ -127,7 +127,6 @@ class Family:
 
     Attributes:
         name: Registered name; blocks hold the layer under it, so it is part of a weights file's names.
-        title: Its short name in prose.
         options: Dataclass of what a layer takes, an :class:`Options`; "backend" in it is where a layer
             runs, not
             what it is, and is not stored with a network.
@@ -135,7 +134,6 @@ class Family:
     """
 
     name: str
-    title: str
     options: type[Options]
     build: Builder
 

@@ -22,6 +22,7 @@ from dtf.lit.tasks.task import Shown
 from dtf.runs.command import run_folder
 from dtf.text import printable
 from dtf.view import pictures
+from dtf.view.figures import spread
 
 FILTERS = "filters.json"
 FRAMES_PER_SECOND = 8
@@ -153,10 +154,8 @@ class Dashboard(Callback):
         loader: Any = trainer.val_dataloaders if stage == "val" else trainer.test_dataloaders
         result = cast(Engine, trainer.lightning_module).results[stage]
         sound = result.video_index[result.sound]
-        count = min(self.num_clips, len(sound))
-        places = np.unique(np.linspace(0, len(sound) - 1, count).round().astype(int))
         indices, clips = [], []
-        for index in sound[places].tolist():
+        for index in sound[spread(len(sound), self.num_clips)].tolist():
             sample = loader.dataset[index]
             # It was readable a moment ago; a file system may have its own ideas.
             if not sample["error"]:

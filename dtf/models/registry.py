@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -12,8 +11,6 @@ from typing import Any
 from dtf.layers.options import Options, defaults_of
 from dtf.layers.temporal import Family, Temporal
 from dtf.models.network import VideoNetwork
-
-log = logging.getLogger(__name__)
 
 Build = Callable[[Any, int, int, Temporal | None], VideoNetwork]
 Load = Callable[[VideoNetwork, bool | str | os.PathLike[str], str | None], None]

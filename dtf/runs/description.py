@@ -11,12 +11,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dtf.data.clip_view import CLIP_KEYS
+from dtf.data.clip_view import CLIP_KEYS, STAGES
 from dtf.files import leads_out
 
 MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
-_STAGES = ("train", "val", "test")
 _MOST = 8192  # frames, pixels, frames per second, ...
 _MOST_CLIP_BYTES = 1 << 28  # of a clip in uint8: 64 frames of 1024 x 1024 are less
 
@@ -80,17 +79,17 @@ def _is_right(key: str, value: Any) -> bool:
         return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
     if key == "splits":
         return isinstance(value, Mapping) and all(
-            stage in _STAGES and (split is None or (_is_text(split) and not leads_out(split)))
+            stage in STAGES and (split is None or (_is_text(split) and not leads_out(split)))
             for stage, split in value.items()
         )
     if key == "sampling":
         return isinstance(value, Mapping | None) and all(
-            stage in _STAGES and isinstance(settings, Mapping) and all(map(_is_option, settings.items()))
+            stage in STAGES and isinstance(settings, Mapping) and all(map(_is_option, settings.items()))
             for stage, settings in (value or {}).items()
         )
     if key == "clips_per_class":
         return isinstance(value, Mapping) and all(
-            stage in _STAGES and _is_count(count) for stage, count in value.items()
+            stage in STAGES and _is_count(count) for stage, count in value.items()
         )
     if key == "generation_seed":
         return _is_count(value)

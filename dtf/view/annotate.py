@@ -19,7 +19,7 @@ import numpy as np
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.isolated import IsolatedReader
-from dtf.view.figures import drawable, new_figure, pieces, save
+from dtf.view.figures import drawable, new_figure, pieces, save, spread
 
 FRAMES_DRAWN = 8
 MIN_VIDEO_PX = 256
@@ -172,7 +172,7 @@ def _num_shown(frames: np.ndarray) -> int:
 
 
 def _strip(axis: Any, frames: np.ndarray, title: str) -> None:
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, FRAMES_DRAWN).round().astype(int))]
+    chosen = frames[spread(len(frames), FRAMES_DRAWN)]
     axis.imshow(np.concatenate(list(chosen), axis=1), aspect="equal")
     axis.set_axis_off()
     axis.set_title(drawable(os.path.basename(title)), fontsize=10, parse_math=False)

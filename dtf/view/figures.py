@@ -180,3 +180,8 @@ def save(figure: Figure, file: str | Path | IO[bytes], kind: str = "png", dpi: i
         for text in figure.findobj(Text):
             text.set_fontfamily(families)
     figure.savefig(file, format=kind, dpi=dpi)
+
+
+def spread(total: int, most: int) -> np.ndarray:
+    """At most so many of `total` places, evenly spread from the first to the last: ascending int."""
+    return np.unique(np.linspace(0, total - 1, min(most, total)).round().astype(int))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dtf.view.figures import columns, drawable, new_figure, save
+from dtf.view.figures import columns, drawable, new_figure, save, spread
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -196,7 +196,7 @@ def strip(frames: np.ndarray, count: int, height_px: int) -> np.ndarray:
     """
     from PIL import Image
 
-    chosen = frames[np.unique(np.linspace(0, len(frames) - 1, count).round().astype(int))]
+    chosen = frames[spread(len(frames), count)]
     resized = [Image.fromarray(f).resize((height_px, height_px), Image.Resampling.BILINEAR) for f in chosen]
     return np.concatenate([np.asarray(f) for f in resized], axis=1)
 

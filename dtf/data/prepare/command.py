@@ -15,7 +15,7 @@ from rich.console import Console
 
 from dtf.data.decode import check_pyav
 from dtf.data.lists import raise_faults
-from dtf.data.pool import Stop
+from dtf.data.pool import Stop, num_cores
 from dtf.data.prepare.annotation_files import read_annotations
 from dtf.data.prepare.check import remove_parts, run
 from dtf.data.prepare.jobs import PRESETS, Encoding
@@ -81,7 +81,7 @@ def _add_arguments(sub: argparse.ArgumentParser, data_set: DataSet) -> None:
         "--time-limit", metavar="SECONDS", type=float, default=120.0, help="for one video (default: 120)"
     )
     checks.add_argument(
-        "--workers", metavar="N", type=int, default=_num_cores(), help="processes (default: one per core)"
+        "--workers", metavar="N", type=int, default=num_cores(), help="processes (default: one per core)"
     )
     checks.add_argument(
         "--retry-failed", action="store_true", help="check again what an earlier run has excluded"
@@ -148,11 +148,6 @@ def _add_copy(copy: argparse._ArgumentGroup) -> None:
         choices=PRESETS,
         help=f"effort of the encoder (default: {defaults.preset})",
     )
-
-
-def _num_cores() -> int:
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def prepare(args: argparse.Namespace) -> dict[str, Any]:
