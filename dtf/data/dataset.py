@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from dtf.data.decode import VideoError
-from dtf.data.isolated import ReadingProcess
+from dtf.data.isolated import ReadingProcess, garbage_left_in_forks
 from dtf.data.lists import VideoIndex
 from dtf.data.pool import num_cores
 from dtf.data.reader import FrameReader
@@ -415,7 +415,9 @@ class ResumableLoader(DataLoader[Batch]):
         sampler = self._epoch_sampler
         assert self.batch_size is not None
         self._handed_out = sampler.skip // self.batch_size
-        for batch in super().__iter__():
+        with garbage_left_in_forks():
+            batches = super().__iter__()
+        for batch in batches:
             self._handed_out += 1
             yield batch
 

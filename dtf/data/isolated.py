@@ -28,7 +28,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -50,6 +50,20 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 64 << 20
 _REASON_SIGNS = 200
 _END_SECONDS = 5.0
+
+
+@contextmanager
+def garbage_left_in_forks() -> Iterator[None]:
+    """What this process has made so far is never collected in a process that it forks meanwhile.
+
+    A decoder of FFmpeg has threads, and a fork is without them: where the collector frees one there, it waits
+    for them for ever. What came with the fork also stays shared memory.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 class ReadingProcess:
@@ -198,17 +212,18 @@ class _Child:
         self.parent = os.getpid()
         self.pipe, theirs = Pipe()
         self._status: int | None = None
-        with warnings.catch_warnings():
-            # Python warns where there are threads. The child has none of them and needs none: like a worker
-            # of a DataLoader, it only reads.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            self.pid = os.fork()
-        if self.pid == 0:
-            try:
-                self.pipe.close()
-                _serve(theirs, function, self.parent)
-            finally:
-                os._exit(1)
+        with garbage_left_in_forks():
+            with warnings.catch_warnings():
+                # Python warns where there are threads. The child has none of them and needs none: like a
+                # worker of a DataLoader, it only reads.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self.pid = os.fork()
+            if self.pid == 0:
+                try:
+                    self.pipe.close()
+                    _serve(theirs, function, self.parent)
+                finally:
+                    os._exit(1)
         theirs.close()
 
     def alive(self) -> bool:
@@ -248,7 +263,6 @@ def _serve(pipe: Connection, function: Callable[..., Any], parent: int) -> None:
         signal.signal(number, signal.SIG_DFL)  # the parent says what happened, in one line
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # the parent's to handle, and it ends this process with itself
-    gc.freeze()  # what came with the fork stays shared
     torch.set_num_threads(1)
     # Memory of a clip goes back to the system and comes again, page by page, unless the allocator keeps some.
     # musl's has no such setting.

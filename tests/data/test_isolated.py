@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import io
 import os
 import pickle
@@ -10,6 +11,7 @@ import shutil
 import signal
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import av
@@ -203,6 +205,49 @@ def test_a_child_ends_with_its_parent(end):
 def test_the_child_uses_one_thread():
     process = ReadingProcess((1,))
     assert process.call("v.mp4", torch.get_num_threads)[0] == 1
+
+
+class Garbage:
+    """In a circle, and noted where another process than its own frees it, as FFmpeg's threads would hang."""
+
+    def __init__(self, noted: Path) -> None:
+        self.circle, self.noted, self.process = self, noted, os.getpid()
+
+    def __del__(self) -> None:
+        if os.getpid() != self.process:
+            self.noted.touch()
+
+
+def collect_and_touch(path: Path, *_: object) -> None:
+    gc.collect()
+    path.touch()
+
+
+def test_the_child_frees_nothing_of_its_parent(tmp_path):
+    """The parent itself does, afterwards."""
+    garbage = weakref.ref(Garbage(tmp_path / "freed"))
+    ReadingProcess((1,)).call("v.mp4", functools.partial(collect_and_touch, tmp_path / "ran"))
+    assert os.listdir(tmp_path) == ["ran"]
+    gc.collect()
+    assert garbage() is None
+
+
+def test_workers_free_nothing_of_their_parent(tmp_path):
+    dataset = EvalDataset(VideoIndex(tmp_path, ["v.mp4"], [0]), FrameSampler(2), TestTransform(48))
+    loader = ResumableLoader(
+        dataset,
+        batch_size=1,
+        collate_fn=collate,
+        sampler=EpochSampler(1, shuffle=False),
+        num_workers=2,
+        worker_init_fn=functools.partial(collect_and_touch, tmp_path / "ran"),
+        multiprocessing_context="fork",
+    )
+    garbage = weakref.ref(Garbage(tmp_path / "freed"))
+    list(loader)
+    assert os.listdir(tmp_path) == ["ran"]
+    gc.collect()
+    assert garbage() is None
 
 
 # ---- data sets ----
