@@ -3,7 +3,7 @@
     python -m dtf.profile MODEL [clip_length=16] [image_size=224] [batch_size=1] [device=auto] [KEY=VALUE...]
     python -m dtf.profile all          the table of all networks, in Markdown
 
-dtf_tiny, c2d_tiny and ptv_x3d_tiny are measured at what they are made for: clip_length=8 image_size=64
+Networks in pocket size (FAMILY_tiny) are measured at what they are made for: clip_length=8 image_size=64
 num_classes=10. KEY is any argument of the network (num_classes=400, temporal_stride=4, kernel_size=3,
 layers=[2,2,2,2], ...). Counts are those of one clip in evaluation and are taken without computing anything;
 device=none leaves it at them. Speed and memory are measured on the device, for inference and for a training

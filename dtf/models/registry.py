@@ -139,8 +139,8 @@ def create_model(
             layers stay fresh. ``ptv_*``: PyTorchVideo's Kinetics-400 weights, or a local copy of them.
         overrides: Plain data: options of the backbone (for instance
             :class:`dtf.models.resnet.ResNetOptions`, :class:`dtf.models.swin.SwinOptions`) and of the
-            family of temporal layers (:class:`dtf.layers.dtf.DTFOptions`). ``backend`` chooses that of the
-            operators.
+            family of temporal layers (:attr:`dtf.layers.temporal.Family.options`). ``backend`` chooses that
+            of the operators.
 
     Returns:
         A network (B, 3, clip_length, H, W) -> (B, num_classes) with the attributes ``name`` and

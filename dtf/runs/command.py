@@ -55,7 +55,7 @@ from dtf.runs.lock import lock
 from dtf.text import degrade_output, escape_logs, nearest, printable
 
 # Read when torch is loaded, which is after this module. OpenMP's threads otherwise spin while they wait for
-# each other; where the loader's workers want the same cores, a step of dtf_tiny then took 50 times as long.
+# each other; where the loader's workers want the same cores, a small network then took 50 times as long.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 CONF = (Path(__file__).parents[1] / "programs" / "conf").resolve()
@@ -400,7 +400,7 @@ def is_option(group: str, name: str) -> bool:
 
 
 def _name_networks(conf: Path, arguments: Iterable[str]) -> None:
-    """Let `model=dtf_resnet50` stand for `model=dtf_resnet model.depth=50`: by the name in its file.
+    """Let `model=NAME_resnet50` stand for `model=NAME_resnet model.depth=50`: by the name in its file.
 
     Hydra is told of an option for each network that the arguments name and that has no file of its own.
     """
@@ -723,7 +723,7 @@ def quoted(text: object) -> str:
 
 
 def _run_name(overrides: Sequence[str] | None = None, fixed: Sequence[str] = ()) -> str:
-    """A folder name from what changes in a sweep: `model=c2d_tiny, seed=1` -> `model-c2d_tiny__seed-1`.
+    """A folder name from what changes in a sweep: `model=NAME, seed=1` -> `model-NAME__seed-1`.
 
     Args:
         overrides: of a run.

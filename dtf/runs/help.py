@@ -51,7 +51,7 @@ def help_text(conf: Path, config_name: str, overrides: Sequence[str]) -> str:
 
 
 def _file(folder: Path, option: str | None) -> Path | None:
-    """The file of an option; of one that stands for another, as model=dtf_resnet50, that of the other."""
+    """The file of an option; of one that stands for another, as model=NAME_resnet50, that of the other."""
     files = sorted(folder.glob("*.yaml"), key=lambda path: -len(path.stem))
     return next((path for path in files if path.stem == option), None) or next(
         (path for path in files if option and option.startswith(path.stem)), None

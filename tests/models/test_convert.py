@@ -159,5 +159,8 @@ def test_a_lone_block_ignores_nothing_else():
 
 
 def test_other_modules_have_no_counterpart():
-    with pytest.raises(ValueError, match=r"a network or a layer of a family .*\(c2d, dtf\), got Linear"):
+    with pytest.raises(
+        ValueError,
+        match=r"a network or a layer of a family .*\(dtf, networks without temporal layers\), got Linear",
+    ):
         convert_original_state_dict({}, torch.nn.Linear(1, 1))

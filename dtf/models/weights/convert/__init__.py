@@ -31,11 +31,11 @@ class Conversion:
     reshape: Callable[[Tensor, Tensor], Tensor | None]
 
 
-CONTROL = "c2d"
-"""Key of networks without temporal layers."""
+CONTROL = "networks without temporal layers"
+"""Key of these."""
 
 CONVERSIONS: dict[str, Conversion] = {}
-"""Name of a family -> its conversion; filled by the families."""
+"""Name of a family, or CONTROL -> conversion; filled by the families."""
 
 
 @dataclass
