@@ -5,15 +5,14 @@
 
 For each video, with its central clip as in evaluation, two pictures:
 
-* VIDEO-filters.png: what the temporal layers did, one row per layer, over the clip (dtf.models.layer_maps);
-of
-  DTF blocks what they added, per temporal frequency. Each map shows amplitudes relative to its own largest
+* VIDEO-filters.png: what the temporal layers did, one row per layer, over the clip (dtf.models.layer_maps),
+  for instance what they added per temporal frequency. Each map shows amplitudes relative to its own largest
   one, above it is its share of the layer's energy. f cycles per clip are given in Hz of the video's own time.
   `block` names the blocks to draw; without it, the last one of every resolution is drawn; block=all: all.
 * VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
 
-OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal layers (c2d_*,
-ptv_*) gets the second picture only. A file that cannot be read, or takes longer than `max_read_seconds`, is
+OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal layers gets the
+second picture only. A file that cannot be read, or takes longer than `max_read_seconds`, is
 named, the others go on, and the exit code is 1.
 """
 
@@ -392,14 +391,17 @@ def _explain(
     record["pictures"] = {}
     if blocks:
         record["pictures"]["filters"] = f"{stem}-filters.png"
-        heading = f"{title}: {responses[blocks[0]].subject}"
-        draw_layers(folder / record["pictures"]["filters"], heading, clip, {b: responses[b] for b in blocks})
+        drawn = {block: responses[block] for block in blocks}
+        subjects = dict.fromkeys(f"{maps.subject}, over {maps.over}" for maps in drawn.values())
+        heading = f"{title}: {'; '.join(subjects)}"
+        draw_layers(folder / record["pictures"]["filters"], heading, clip, drawn)
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, video, label)[0]
     subject = f"{names[label]}, score {scores[label]:.1%}"
     draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
     energies = {name: maps.values[0].sum(dim=(1, 2)) for name, maps in responses.items()}
-    record["labels"] = max((list(maps.labels) for maps in responses.values()), key=len, default=[])
+    record["labels"] = list(dict.fromkeys(label for maps in responses.values() for label in maps.labels))
+    record["maps"] = {n: {"over": maps.over, "labels": list(maps.labels)} for n, maps in responses.items()}
     record["shares"] = {n: (e / e.sum().clamp(min=1e-30)).tolist() for n, e in energies.items()}
     return record
 
@@ -413,7 +415,9 @@ def _shares_table(record: Mapping[str, Any]) -> Any:
     for label in record["labels"]:
         table.add_column(markup(label), justify="right")
     for name, shares in record["shares"].items():
-        table.add_row(markup(name), *(f"{share:.0%}" for share in shares))
+        share = dict(zip(record["maps"][name]["labels"], shares, strict=True))
+        texts = (f"{share[label]:.0%}" if label in share else "" for label in record["labels"])
+        table.add_row(markup(name), *texts)
     return table
 
 

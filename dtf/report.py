@@ -62,7 +62,7 @@ MOST_TEXT = 1 << 28
 """Letters of scores.csv that are kept, and numbers of metrics.csv, times 32."""
 MOST_CLASSES = 4000
 """In a confusion matrix."""
-MOST_BLOCKS, MOST_FREQUENCIES, MOST_PANELS = 200, 64, 40
+MOST_LAYERS, MOST_KINDS, MOST_MAPS, MOST_PANELS = 200, 10, 64, 40
 MOST_CLIP_BYTES = 1 << 29
 MOST_PICTURE_BYTES = 1 << 24
 TABLES_SHOWN = 20
@@ -139,7 +139,7 @@ class Run:
     about: dict[str, Any]
     results: dict[str, Any]
     videos: list[Video]
-    filters: dict[str, list[float]]
+    filters: dict[str, Any]
     curves: dict[str, Curve]
     broken: list[str]
 
@@ -650,28 +650,30 @@ def _lies_below(path: str, root: Any) -> bool:
 
 
 def _filters(run: Run) -> list[Block]:
-    from dtf.view.pictures import filters_figure, to_png
+    from dtf.view.pictures import filters_figure, layers_by_map, to_png
 
-    if not run.filters:
-        return []
-    sizes = [len(row) for row in run.filters.values()]
-    if len(sizes) > MOST_BLOCKS or min(sizes) < 1 or max(sizes) > MOST_FREQUENCIES:
-        raise ValueError("filters.json has more than the blocks of a network")
-    energy = {name: sum(float(value) for value in row) for name, row in run.filters.items()}
-    if not all(0 <= float(value) < _LARGE for value in itertools.chain(*run.filters.values())):
+    found = layers_by_map(run.filters)
+    rows = [row for layers in found.values() for row in layers.values()]
+    few = len(found) <= MOST_KINDS and len(rows) <= MOST_LAYERS
+    if not few or not all(1 <= len(row) <= MOST_MAPS for row in rows):
+        raise ValueError("filters.json has more than the layers of a network")
+    if not all(0 <= energy < _LARGE for row in rows for energy in row.values()):
         raise ValueError("filters.json has an energy that is none")
-    picture = to_png(filters_figure(run.filters, "what each temporal layer adds, by temporal frequency"), 90)
-    most = max(energy, key=lambda name: energy[name])
-    alt = (
-        f"Temporal filters of {len(energy)} blocks: share of the energy that each adds by frequency, and its "
-        f"amplitude, the largest {math.sqrt(energy[most]):.3g} in {most}."
-    )
+    blocks: list[Block] = []
+    for over, layers in found.items():
+        picture = to_png(filters_figure(layers, over, f"what each temporal layer adds, over {over}"), 90)
+        energy = {name: sum(row.values()) for name, row in layers.items()}
+        most = max(energy, key=lambda name: energy[name])
+        alt = (
+            f"Temporal filters of {len(layers)} blocks: share of the energy that each adds over {over}, and "
+            f"its amplitude, the largest {math.sqrt(energy[most]):.3g} in {most}."
+        )
+        blocks.append({"large": _image(picture, "png", alt)})
     note = (
-        "Measured on a few videos. Frequency 0 is what stands still; the last column is what changes sign "
-        "from step to step. Amplitudes are in units of a block's features; a block that adds nothing is "
-        "still the identity."
+        "Measured on a few videos. Amplitudes are in units of a block's features; a block that adds nothing "
+        "is still the identity."
     )
-    return [{"large": _image(picture, "png", alt)}, {"note": note}]
+    return [*blocks, {"note": note}] if blocks else []
 
 
 def _broken(run: Run) -> list[Block]:

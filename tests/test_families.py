@@ -18,7 +18,7 @@ from dtf.models.registry import architecture, list_models
 # package's name, so it alone says nothing.
 NAMES = sorted(path.stem for path in Path(families_file).parent.glob("*.py") if path.stem != "__init__")
 
-# Beside a family's own, these files alone may name it: what is registered or offered under its name is imported there.
+# Beside a family's own files, these alone may name it: what it registers or offers is imported there.
 REGISTERED = {
     "dtf/layers/__init__.py": "the layers that people lift out",
     "dtf/models/__init__.py": "DTFBlock is offered here as well since the first version",

@@ -292,8 +292,8 @@ def test_pictures_say_what_they_show(tmp_path: Path) -> None:
         "training: from 8.5 to 8.5, between 8.5 and 8.5.",
         "Curve of top-1, up to epoch 1: validation: from 10.0% to 10.0%, between 10.0% and 10.0%.",
         "Confusion matrix of 3 classes: 3 of 4 videos are right; most confused: down taken for up: 1.",
-        "Temporal filters of 2 blocks: share of the energy that each adds by frequency, and its amplitude, "
-        "the largest 2 in layer1.",
+        "Temporal filters of 2 blocks: share of the energy that each adds over frequencies, and its "
+        "amplitude, the largest 2 in layer1.",
     ]
 
 

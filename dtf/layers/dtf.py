@@ -276,7 +276,7 @@ class DTFBlock(TemporalLayer):
         """The energy that the block adds, per pixel and temporal frequency; f is f cycles per clip."""
         energy = response_energy(self, x)
         labels = ("mean over time", *(f"{f} per clip" for f in range(1, energy.shape[1])))
-        return Maps("frequency", "what the temporal filters added", energy, labels, per_clip=True)
+        return Maps("frequencies", "what the temporal filters added", energy, labels, per_clip=True)
 
     def watched(self) -> dict[str, torch.Tensor]:
         """alpha, which says how far the block has left the identity, and the predictor's weights."""

@@ -21,9 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtf.layers.options import Options
 
-Slot = Literal["convolution", "after_convolution", "after_activation", "after_attention"]
-"""Where within a block: in the place of its spatial convolution; behind it, before its norm; behind its norm
-and activation; between the attention and the MLP of a transformer's block."""
+Slot = Literal["convolution", "norm", "after_convolution", "after_activation", "after_attention"]
+"""Where within a block: in the place of its spatial convolution; in that of the norm behind it; between the
+two; behind norm and activation; between the attention and the MLP of a transformer's block."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,16 @@ class Place:
 
     Attributes:
         slot: Where in its block.
-        channels: C there.
+        channels: C there, of what the layer gives.
         num_steps: T there.
         stage: Of the backbone, counted from 0.
         block: Within the stage, counted from 0.
         suffix: Of the layer's name, in a block that has several places of one slot.
         shifted: Whether the block's attention works in shifted windows.
-        convolution: The spatial convolution of the block, for the slot in its place; its stride and sizes
-            count.
+        replaces: Name of the block's module in whose place the layer would stand, and which name it would
+            have, so that image weights of that name reach :meth:`TemporalLayer.from_image`; "": none, the
+            layer is added.
+        convolution: That module where it is a convolution, whose widths, stride and padding the layer keeps.
     """
 
     slot: Slot
@@ -49,6 +51,7 @@ class Place:
     block: int
     suffix: str = ""
     shifted: bool = False
+    replaces: str = ""
     convolution: nn.Conv2d | None = None
 
 
@@ -57,12 +60,15 @@ class Maps:
     """What a layer did with clips, as maps over their pixels.
 
     Attributes:
-        over: What the maps of a clip are told apart by: "frequency", "offset", "attention", "calibration",
-            "filter".
+        over: What the maps of a clip are told apart by, for titles and names of curves: "frequencies",
+            "offsets", "calibration", ...
         subject: What they show, for a title.
         values: (B, L, H, W) >= 0, L maps of each clip: energies, whose square roots are drawn.
-        labels: L texts.
+        labels: L texts, no two alike.
         per_clip: Whether map l is that of l cycles per clip, which have a frequency in the clip's own time.
+
+    Raises:
+        ValueError: The labels are not L different ones.
     """
 
     over: str
@@ -70,6 +76,10 @@ class Maps:
     values: Tensor
     labels: tuple[str, ...]
     per_clip: bool = False
+
+    def __post_init__(self) -> None:
+        if not len(self.labels) == len(set(self.labels)) == self.values.shape[1]:
+            raise ValueError(f"Maps: {self.values.shape[1]} maps need as many labels, got {self.labels}")
 
     def label(self, index: int, clip_seconds: float) -> str:
         """A map's text, for a clip of so many seconds (0: unknown): "2 per clip (1.5 Hz)" for 4/3 seconds."""
@@ -82,8 +92,8 @@ class Maps:
 class TemporalLayer(nn.Module):
     """A layer (B, C, T, H, W) -> same shape, or in the place of a convolution with its stride and width.
 
-    A family's layers are subclasses. What they leave as it is holds for a layer that is all new: image
-    weights fill nothing of it.
+    A family's layers are subclasses. What they do not define holds for a layer that is all new: image weights
+    fill nothing of it, also where they have some for the module that it stands for.
 
     Attributes:
         family: Registered name of its family.
@@ -106,8 +116,8 @@ class TemporalLayer(nn.Module):
         return [module for module in self.modules() if isinstance(module, _BatchNorm)]
 
     def from_image(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """From the weights of the convolution in whose place it stands to its own, under its own names."""
-        return dict(state)
+        """From the image weights of the module in whose place it stands to its own, under its own names."""
+        return {}
 
     def explain(self, x: Tensor) -> Maps | None:
         """What the layer does with a clip (B, C, T, H, W), in evaluation mode; None: nothing to show."""
@@ -168,7 +178,8 @@ class Temporal:
 class Slots(nn.Module):
     """Mixed into a backbone's blocks: holds the layers of a block by the slots that they fill.
 
-    The layer's name in the block is the family's, with the suffix of its place.
+    A layer's name in the block is that of the module that it replaces, or the family's with the suffix of its
+    place.
     """
 
     num_steps: int
@@ -186,16 +197,25 @@ class Slots(nn.Module):
 
     def hold(self, temporal: Temporal, place: Place, layer: TemporalLayer) -> None:
         """Take a layer that was built for a place of this block."""
-        name = f"{temporal.family.name}{place.suffix}"
-        assert not hasattr(self, name), f"two layers of a block are called {name}"
-        self.add_module(name, layer)
+        name = place.replaces or f"{temporal.family.name}{place.suffix}"
+        there = getattr(self, name, None)
+        assert (there is not None) == bool(place.replaces), f"two layers of a block are called {name}"
+        setattr(self, name, layer)
         self.num_steps = place.num_steps
-        self._filled[place.slot + place.suffix] = name
+        if not place.replaces:
+            self._filled[place.slot + place.suffix] = name
 
     def at(self, slot: str, frames: Tensor) -> Tensor:
         """Run what fills a slot (its name and suffix) on folded frames; an empty one changes nothing."""
         name = self._filled.get(slot)
-        return frames if name is None else getattr(self, name).on_frames(frames, self.num_steps)
+        return frames if name is None else self.through(name, frames)
+
+    def through(self, name: str, frames: Tensor) -> Tensor:
+        """Run a module of the block, or the layer in its place, on folded frames."""
+        module = getattr(self, name)
+        if isinstance(module, TemporalLayer):
+            return module.on_frames(frames, self.num_steps)
+        return module(frames)
 
 
 def temporal_layers(network: nn.Module) -> dict[str, TemporalLayer]:

@@ -16,7 +16,7 @@ from pytorch_lightning.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch.nn.utils import get_total_norm
 
 from dtf.files import write_json
-from dtf.layers.temporal import layer_maps, temporal_layers
+from dtf.layers.temporal import Maps, layer_maps, temporal_layers
 from dtf.lit.engine import Engine
 from dtf.lit.tasks.task import Shown
 from dtf.runs.command import run_folder
@@ -49,14 +49,14 @@ class Show:
         stage: "val" or "test".
         result: pictures and tables of the task.
         clips: a few videos, the same ones after every evaluation.
-        filters: picture, (H, W, 3) uint8; None for a network without temporal layers.
+        filters: what maps of the temporal layers are told apart by -> picture of them, (H, W, 3) uint8.
         weights: name of a watched parameter of the temporal layers -> its values.
     """
 
     stage: str
     result: Shown
     clips: list[Clip]
-    filters: np.ndarray | None
+    filters: dict[str, np.ndarray]
     weights: dict[str, torch.Tensor]
 
 
@@ -66,7 +66,8 @@ class Dashboard(Callback):
     Logs `train/grad_norm` (of all gradients, before clipping, at the steps that are logged),
     `train/gpu_memory_gib` (peak of this epoch, the largest of all processes) or, without a GPU,
     `train/memory_gib` (peak of this process so far). After the test of a network with temporal layers,
-    OUTPUT/filters.json says which temporal frequencies they change.
+    OUTPUT/filters.json says what they did: {layer: {"over": what its maps are told apart by, "energies":
+    {label of a map: its energy, averaged over clips and pixels}}}.
 
     Only the first process writes. It draws nothing at random and changes no state of the training.
 
@@ -132,8 +133,8 @@ class Dashboard(Callback):
         if energies and trainer.is_global_zero:
             write_json(run_folder() / FILTERS, energies)
 
-    def _send(self, trainer: pl.Trainer, pl_module: Engine, stage: str) -> dict[str, list[float]]:
-        """Show what was found to all loggers that can; the energies of the filters."""
+    def _send(self, trainer: pl.Trainer, pl_module: Engine, stage: str) -> dict[str, Any]:
+        """Show what was found to all loggers that can; what filters.json has."""
         # No collective operation from here on: the other processes do not take part.
         if not trainer.is_global_zero:
             return {}
@@ -164,13 +165,14 @@ class Dashboard(Callback):
         return indices, clips
 
 
-def _energies(trainer: pl.Trainer, pl_module: Engine, clips: Sequence[np.ndarray]) -> dict[str, list[float]]:
-    """Layer -> energy of each of its maps, averaged over clips and pixels."""
+def _energies(trainer: pl.Trainer, pl_module: Engine, clips: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What filters.json has: :class:`Dashboard` says how."""
     network: Any = pl_module.network
     if not clips or not temporal_layers(network):
         return {}
     data = trainer.datamodule  # type: ignore[attr-defined]
     total: dict[str, torch.Tensor] = {}
+    found: dict[str, Maps] = {}
     # One clip at a time: no more memory than a training step of one.
     for clip in clips:
         video = torch.from_numpy(clip).permute(3, 0, 1, 2).unsqueeze(0).to(pl_module.device)
@@ -179,7 +181,10 @@ def _energies(trainer: pl.Trainer, pl_module: Engine, clips: Sequence[np.ndarray
             found = layer_maps(network, video)
         for name, maps in found.items():
             total[name] = total.get(name, 0) + maps.values.double().mean(dim=(0, 2, 3)) / len(clips)
-    return {name: energy.tolist() for name, energy in total.items()}
+    return {
+        name: {"over": maps.over, "energies": dict(zip(maps.labels, total[name].tolist(), strict=True))}
+        for name, maps in found.items()
+    }
 
 
 def _show(
@@ -188,7 +193,7 @@ def _show(
     stage: str,
     indices: Sequence[int],
     clips: Sequence[np.ndarray],
-    energies: dict[str, list[float]],
+    energies: dict[str, Any],
 ) -> Show:
     result, data = pl_module.results[stage], trainer.datamodule  # type: ignore[attr-defined]
     # A test is that of the best epoch.
@@ -196,17 +201,17 @@ def _show(
     headline = pl_module.task.headline()
     value = headline.format(result.metrics[headline.name], 1)
     shown = result.show(data, f"{stage}{when}, {headline.title} {value}")
-    picture = None
-    if energies:
-        heading = f"temporal filters{when}, {len(clips)} clips of {stage}"
-        picture = pictures.to_array(pictures.filters_figure(energies, heading))
+    heading = f"temporal filters{when}, {len(clips)} clips of {stage}"
     return Show(
         stage=stage,
         result=shown,
         clips=[
             Clip(frames, result.caption(data, index)) for index, frames in zip(indices, clips, strict=True)
         ],
-        filters=picture,
+        filters={
+            over: pictures.to_array(pictures.filters_figure(layers, over, heading))
+            for over, layers in pictures.layers_by_map(energies).items()
+        },
         weights={
             f"{kind}/{name.removeprefix('backbone.')}": parameter.detach().float().cpu()
             for name, layer in temporal_layers(pl_module.network).items()
@@ -235,8 +240,7 @@ def _to_wandb(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
             )
             for clip in show.clips
         ]
-    if show.filters is not None:
-        found["filters/frequencies"] = wandb.Image(show.filters)
+    found |= {f"filters/{over}": wandb.Image(picture) for over, picture in show.filters.items()}
     for name, values in show.weights.items():
         found[f"filters/{name}"] = wandb.Histogram(values.flatten().tolist())
     steps = {"trainer/global_step": trainer.global_step, "epoch": trainer.current_epoch}
@@ -266,8 +270,8 @@ def _to_tensorboard(logger: Logger, show: Show, trainer: pl.Trainer) -> None:
         )
         summary = Summary(value=[Summary.Value(tag=f"{stage}/clips/{number}", image=image)])
         writer.file_writer.add_summary(summary, step)
-    if show.filters is not None:
-        writer.add_image("filters/frequencies", show.filters, step, dataformats="HWC")
+    for over, picture in show.filters.items():
+        writer.add_image(f"filters/{over}", picture, step, dataformats="HWC")
     for name, values in show.weights.items():
         writer.add_histogram(f"filters/{name}", values, step)
     writer.flush()

@@ -14,7 +14,7 @@ from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
 from dtf.layers.options import Options, one_of, option, optional, positive_integer, positive_integers, share
-from dtf.layers.temporal import Place, Slots, Temporal
+from dtf.layers.temporal import Place, Slots, Temporal, temporal_layers
 from dtf.models.heads import mean_features
 from dtf.models.network import VideoNetwork
 from dtf.models.registry import Backbone
@@ -32,39 +32,49 @@ class _Carried:
 
 
 class TemporalBasicBlock(Slots, BasicBlock):
-    """timm's basic block with places behind each of its two convolutions, ahead of their norms."""
+    """timm's basic block with places at its 3x3 convolutions: of each, behind it, and of its norm."""
 
     def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stage, block = next(carried.order)
-        places = (
-            Place("after_convolution", conv.out_channels, carried.num_steps, stage, block, suffix)
-            for suffix, conv in (("1", self.conv1), ("2", self.conv2))
-        )
-        self.fill(carried.temporal, *places)
+        where = (carried.num_steps, *next(carried.order))
+        for suffix in ("1", "2"):
+            self.fill(carried.temporal, *_places(self, where, f"conv{suffix}", f"bn{suffix}", suffix))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        residual = self.act1(self.bn1(self.at("after_convolution1", self.conv1(x))))
-        residual = self.bn2(self.at("after_convolution2", self.conv2(residual)))
-        return _join(self, residual, x, self.act2)
+        residual = self.at("after_convolution1", self.through("conv1", x))
+        residual = self.act1(self.through("bn1", residual))
+        residual = self.at("after_convolution2", self.through("conv2", residual))
+        return _join(self, self.through("bn2", residual), x, self.act2)
 
 
 class TemporalBottleneck(Slots, Bottleneck):
-    """timm's bottleneck with places at its 3x3 convolution: behind it, and behind its norm and activation."""
+    """timm's bottleneck with places at its 3x3 convolution, as in basic blocks, and behind its activation."""
 
     def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        stage, block = next(carried.order)
-        channels = self.conv2.out_channels
-        where = (channels, carried.num_steps, stage, block)
-        self.fill(carried.temporal, Place("after_convolution", *where), Place("after_activation", *where))
+        where = (carried.num_steps, *next(carried.order))
+        last = Place("after_activation", self.conv2.out_channels, *where)
+        self.fill(carried.temporal, *_places(self, where, "conv2", "bn2"), last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.act1(self.bn1(self.conv1(x)))
-        residual = self.at("after_convolution", self.conv2(residual))
-        residual = self.at("after_activation", self.act2(self.bn2(residual)))
+        residual = self.at("after_convolution", self.through("conv2", residual))
+        residual = self.at("after_activation", self.act2(self.through("bn2", residual)))
         residual = self.bn3(self.conv3(residual))
         return _join(self, residual, x, self.act3)
+
+
+def _places(
+    block: nn.Module, where: tuple[int, int, int], convolution: str, norm: str, suffix: str = ""
+) -> tuple[Place, ...]:
+    """The places at a convolution in the order in which a block passes them; `where`: steps, stage, block."""
+    module = getattr(block, convolution)
+    here = (module.out_channels, *where, suffix)
+    return (
+        Place("convolution", *here, replaces=convolution, convolution=module),
+        Place("after_convolution", *here),
+        Place("norm", *here, replaces=norm),
+    )
 
 
 def _join(
@@ -74,6 +84,17 @@ def _join(
         residual = block.drop_path(residual)
     shortcut = x if block.downsample is None else block.downsample(x)
     return activation(residual + shortcut)
+
+
+class _ResNet(ResNet):
+    """timm's ResNet, which draws no weights anew within the temporal layers that it carries."""
+
+    def init_weights(self, zero_init_last: bool = True) -> None:
+        """Kaiming normal, fan out, for the convolutions, as timm; norms are left at the identity."""
+        own = {id(part) for layer in temporal_layers(self).values() for part in layer.modules()}
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d) and id(module) not in own:
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
 
 class VideoResNet(VideoNetwork):
@@ -154,14 +175,13 @@ def build_resnet(
         # timm fixes the plain stem at 64 channels; its deep stem has 2 * stem_width, and is replaced below.
         arguments.update(stem_type="deep", stem_width=stem_width // 2)
     channels = 3 * stem.kernel
-    backbone: Any = ResNet(
+    backbone: Any = _ResNet(
         block,
         tuple(layers),
         num_classes=num_classes,
         in_chans=channels,
         channels=tuple(widths),
         drop_path_rate=options.drop_path_rate,
-        zero_init_last=False,
         **arguments,
     )
     if stem_width is not None:

@@ -1,6 +1,6 @@
 """Pictures of a run, for dashboards and the report: confusions, curves, temporal filters, clips.
 
-Letters: C classes, T frames, F temporal frequencies, S pixels.
+Letters: C classes, T frames, S pixels.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ CLASSES_SHOWN = 40
 
 NAME_SHOWN = 40
 """Signs of a name that a picture shows."""
+
+LABEL_SHOWN = 24
+"""Signs of a map's label."""
 
 MOST_CONFUSED = 25
 """Classes that stand for a larger matrix, so that they can be read on a screen."""
@@ -134,15 +137,35 @@ def confusion_overview(confusion: np.ndarray, title: str) -> Figure:
     return figure
 
 
-def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figure:
-    """Which temporal frequencies each temporal layer changes, and how much.
+def layers_by_map(filters: Mapping[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
+    """What filters.json says, by what maps are told apart by: {over: {layer: {label of a map: energy}}}.
 
-    Left, each row sums to 100 %: how the energy that the block adds is spread over frequencies (0 is what
-    does not move, the last one changes sign from frame to frame). Right: the amplitude of what it adds, in
-    units of its features; a block that is still the identity adds nothing.
+    Files of before there was more than one family have lists: energies by cycles per clip.
+
+    Raises:
+        TypeError, KeyError, AttributeError, ValueError: It is no such file.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, entry in filters.items():
+        if isinstance(entry, list):
+            labels = (f"{cycles} per clip" for cycles in range(len(entry)))
+            entry = {"over": "frequencies", "energies": dict(zip(labels, entry, strict=True))}
+        energies = {str(label): float(energy) for label, energy in entry["energies"].items()}
+        found.setdefault(str(entry["over"]), {})[name] = energies
+    return found
+
+
+def filters_figure(energies: Mapping[str, Mapping[str, float]], over: str, title: str) -> Figure:
+    """What temporal layers did, by their maps, and how much.
+
+    Left, each row sums to 100 %: how the energy of a layer is spread over its maps (of DTF, over temporal
+    frequencies). Right: its amplitude, in units of its features; a layer that is still the identity adds
+    nothing.
 
     Args:
-        energies: block -> F energies, `dtf.models.layer_maps` averaged over clips and pixels.
+        energies: layer -> label of each map -> energy, `dtf.models.layer_maps` averaged over clips and
+            pixels.
+        over: what the maps are told apart by.
         title: above it.
     """
     # Without what all names share.
@@ -150,24 +173,29 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
     num_columns = max(len(row) for row in energies.values())
     share = np.full((len(names), num_columns), np.nan)
     amplitude = np.zeros(len(names))
+    longest = max(energies.values(), key=len)
+    # A word a line: columns are narrow.
+    labels = [drawable(label, LABEL_SHOWN).replace(" ", "\n") for label in longest]
+    lines = max(label.count("\n") + 1 for label in labels)
     for i, row in enumerate(energies.values()):
-        energy = np.asarray(row, dtype=float)
+        energy = np.array(list(row.values()), dtype=float)
         amplitude[i] = math.sqrt(energy.sum())
         if energy.sum() > 0:
             share[i, : len(row)] = 100 * energy / energy.sum()
 
-    row_inches, labels = 0.3, 0.5 + max(map(columns, names)) * 0.085
-    width, height = labels + max(3.0, 0.62 * num_columns) + 2.4, 1.2 + row_inches * len(names)
+    row_inches, names_inches, foot_inches = 0.3, 0.5 + max(map(columns, names)) * 0.085, 0.45 + 0.15 * lines
+    width = names_inches + max(3.0, 0.62 * num_columns) + 2.4
+    height = 0.6 + foot_inches + row_inches * len(names)
     figure = new_figure(width, height)
-    bottom, tall = 0.6 / height, row_inches * len(names) / height
-    left = labels / width
+    bottom, tall = foot_inches / height, row_inches * len(names) / height
+    left = names_inches / width
     middle = 1 - 2.2 / width - left
     axes = figure.add_axes((left, bottom, middle, tall))
     axes.imshow(share, cmap="viridis", vmin=0, vmax=100, aspect="auto", interpolation="nearest")
     axes.set_yticks(range(len(names)), names, fontsize=9, parse_math=False)
-    axes.set_xticks(range(num_columns))
-    axes.set_xlabel("temporal frequency (cycles per clip)")
-    axes.set_title("share of the added energy, %", loc="left", fontsize=9, color="#555")
+    axes.set_xticks(range(num_columns), labels, fontsize=8, parse_math=False)
+    axes.set_xlabel(drawable(over, NAME_SHOWN), parse_math=False)
+    axes.set_title("share of the energy, %", loc="left", fontsize=9, color="#555")
     figure.text(left, 1 - 0.12 / height, drawable(title), fontsize=10, va="top", parse_math=False)
     for i, j in np.argwhere(np.isfinite(share)):
         colour = "white" if share[i, j] < 60 else "black"
@@ -177,7 +205,7 @@ def filters_figure(energies: Mapping[str, Sequence[float]], title: str) -> Figur
     bars.set_ylim(len(names) - 0.5, -0.5)
     bars.set_yticks([])
     bars.locator_params(axis="x", nbins=3)
-    bars.set_xlabel("added amplitude")
+    bars.set_xlabel("amplitude")
     for side in ("top", "right"):
         bars.spines[side].set_visible(False)
     return figure

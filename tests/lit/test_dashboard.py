@@ -134,7 +134,10 @@ def test_wandb_gets_everything_and_goes_on_after_a_stop(
         assert sum(second.history[f"filters/alpha/{block}/values"][-1]) in (8, 16)
     energies = json.loads((tmp_path / "run" / "filters.json").read_text())
     assert list(energies) == [f"backbone.{block}" for block in blocks]
-    assert all(len(row) == 3 and sum(row) > 0 for row in energies.values())
+    for found in energies.values():
+        assert found["over"] == "frequencies"
+        assert list(found["energies"]) == ["mean over time", "1 per clip", "2 per clip"]
+        assert sum(found["energies"].values()) > 0
 
 
 def test_tensorboard_gets_the_same_and_training_does_not_notice(

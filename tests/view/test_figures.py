@@ -81,7 +81,7 @@ def test_every_picture_uses_them(tmp_path: Path) -> None:
     draw_confusion(tmp_path / "confusion.png", np.eye(3, dtype=int), names, NAME)
     drawn_with_fallback()
     pictures.to_png(pictures.confusion_overview(np.eye(3, dtype=int), NAME))
-    pictures.to_svg(pictures.filters_figure({NAME: [1.0, 2.0]}, NAME))
+    pictures.to_svg(pictures.filters_figure({NAME: {NAME: 1.0}}, NAME, NAME))
     draw.draw_prediction(tmp_path / "a.png", f"{NAME}.mp4", frames, [(NAME, 0.5)])
     windows = [Window(k, k + 2, k, k + 2) for k in range(3)]
     draw.draw_timeline(tmp_path / "b.png", NAME, windows, np.eye(3), names, frames)
