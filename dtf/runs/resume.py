@@ -33,7 +33,8 @@ _SHOWN = 200  # characters of an entry in a message
 # Where a run happens and what it shows, not what it computes.
 _FREE = (
     "output",
-    "task._target_",  # where the code of task.name is
+    "task._target_",  # where the code of task.name is, and that of data.name
+    "data._target_",
     "quiet",
     "logger",
     "callbacks",
@@ -182,12 +183,15 @@ def _value_fault(value: Any) -> str | None:
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two resolved configs, as lines "key: old -> new"; free settings are left out."""
+    """What differs between two resolved configs, as lines "key: old -> new"; free settings are left out.
+
+    A setting that one of them does not know is null there: settings came after runs had started.
+    """
     before, after = _flat(old), _flat(new)
     return [
         f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
         for key in sorted(before.keys() | after.keys())
-        if before.get(key, "absent") != after.get(key, "absent") and not _is_below(key, _FREE)
+        if before.get(key) != after.get(key) and not _is_below(key, _FREE)
     ]
 
 
