@@ -276,7 +276,7 @@ class VideoDataModule(LightningDataModule):
         faults: list[str] = [] if sources else [self._missing_split("train")]
         indexes = [read_list(self.root, str(self.splits[s]), None, faults) for s in sources]
         raise_faults(self._where, faults)
-        return [str(label) for label in range(1 + max(int(index.labels.max()) for index in indexes))]
+        return [str(label) for label in range(1 + max(int(np.max(index.labels)) for index in indexes))]
 
     def read_split(self, stage: str, faults: list[str]) -> VideoIndex:
         """The videos of a split that exists.

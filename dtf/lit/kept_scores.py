@@ -189,13 +189,14 @@ class KeptScores:
                 content = file.read(num * self._record.itemsize)
                 if len(content) < num * self._record.itemsize or file.read(4) != _number(zlib.crc32(content)):
                     return
-                for video, sums in np.frombuffer(content, self._record):
+                records = np.frombuffer(content, self._record)
+                for video, sums in zip(records["video"].tolist(), records["sums"], strict=True):
                     # NaN fails, too.
                     if 0 <= video < self._num_videos and (sums >= 0).all() and self._add_up(sums):
-                        found.setdefault(int(video), sums)
+                        found.setdefault(video, sums)
 
     def _add_up(self, sums: np.ndarray) -> bool:
-        return abs(sums.sum() - self.num_views) < 1e-3 * self.num_views
+        return bool(abs(sums.sum() - self.num_views) < 1e-3 * self.num_views)
 
     def remove(self) -> None:
         """Remove the folder of an evaluation that is finished."""
