@@ -58,7 +58,7 @@ class Clip:
     Attributes:
         frames: (T, S, S, 3) uint8.
         indices: (T,) their numbers in the video.
-        seconds: (T,) when each frame is shown; None for a folder of frames, which does not say.
+        seconds: (T,) when each frame is shown; None for frames in a folder and pictures, which do not say.
     """
 
     frames: np.ndarray
@@ -80,7 +80,7 @@ class Clip:
 
 
 def read_clip(view: ClipView, video: str | os.PathLike[str], max_read_seconds: float | None = 60.0) -> Clip:
-    """The central clip and crop of a video (a file or a folder of frames), sampled and cut as in a test.
+    """The central clip and crop of a video (a file, a folder of frames, a picture), cut as in a test.
 
     It is read in a process of its own, which may hang or crash without harm.
 
@@ -89,8 +89,7 @@ def read_clip(view: ClipView, video: str | os.PathLike[str], max_read_seconds: f
     """
     import numpy as np
 
-    from dtf.data.dataset import read_views
-    from dtf.data.decode import VideoError, VideoReader
+    from dtf.data.dataset import fixed_views
     from dtf.data.isolated import ReadingProcess
     from dtf.data.storage import open_video
 
@@ -100,12 +99,10 @@ def read_clip(view: ClipView, video: str | os.PathLike[str], max_read_seconds: f
 
     def read() -> tuple[list[int], list[float] | None]:
         with open_video(path) as reader:
-            if sampler.target_fps is not None and not reader.fps > 0:
-                raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
-            indices = sampler.test(reader.num_frames, reader.fps)
-            read_views(reader, indices, transform.crops, 1, size, process.memory.numpy())
-            seconds = reader.frame_seconds[indices[0]].tolist() if isinstance(reader, VideoReader) else None
-            return indices[0].tolist(), seconds
+            fixed_views(reader, sampler, transform, out=process.memory.numpy())
+            [indices] = sampler.test(reader.num_frames, reader.fps)
+            times = reader.frame_seconds
+            return indices.tolist(), None if times is None else times[indices].tolist()
 
     with closing(process):
         (indices, seconds), frames = process.call(path, read, seconds=max_read_seconds)

@@ -12,7 +12,7 @@ import os
 import stat
 
 MAX_PIXELS = 1 << 26
-"""Pixels of a frame as it is decoded, and of a JPEG: 67 million; 8K (7680 x 4320) has 33 million."""
+"""Pixels of a frame as it is decoded, and of a picture: 67 million; 8K (7680 x 4320) has 33 million."""
 
 MAX_ASPECT = 256
 """Longer over shorter side of a frame. The short side is scaled to a few hundred pixels, the long one with
@@ -26,7 +26,7 @@ MAX_CLIP_BYTES = 4 << 30
 """Frames that `FrameReader.read` holds at their full size, as RGB: 23 seconds of 1080p."""
 
 MAX_IMAGE_BYTES = 1 << 28
-"""A JPEG file, or a value of an LMDB: 4 bytes a pixel of the largest frame."""
+"""A picture file, or a value of an LMDB: 4 bytes a pixel of the largest frame."""
 
 MAX_TEXT_BYTES = 1 << 28
 """A list, an annotation or a file of class names: the lists of 2 million videos have 150 MB."""

@@ -250,18 +250,38 @@ class EvalDataset(Dataset[Sample]):
 
     def _read(self, video_index: int) -> None:
         with open_video(self.index.path(video_index), self.decoder) as reader:
-            _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
-            clips = self.sampler.test(num_frames, reader.fps, self.num_clips)
-            transform = self.transform
-            read_views(
-                reader,
-                clips,
-                transform.crops,
-                transform.num_crops,
-                transform.crop_px,
-                self._reading.memory.numpy(),
-            )
+            out = self._reading.memory.numpy()
+            fixed_views(reader, self.sampler, self.transform, self.num_clips, num_frames, out)
+
+
+def fixed_views(
+    reader: FrameReader,
+    sampler: FrameSampler,
+    transform: TestTransform,
+    num_clips: int = 1,
+    num_frames: int | None = None,
+    out: np.ndarray | None = None,
+) -> torch.Tensor:
+    """All fixed views of a video, as an evaluation and a prediction see it.
+
+    Args:
+        reader: of the video.
+        sampler: chooses frames.
+        transform: resizes and crops.
+        num_clips: clips per video, N.
+        num_frames: only so many of its frames; None: all.
+        out: contiguous memory of what is returned; None: new memory.
+
+    Returns:
+        (N * M, T, S, S, C) uint8; view v is crop v % M of clip v // M.
+
+    Raises:
+        VideoError: it has no frame rate where the sampler needs one, or cannot be decoded.
+    """
+    _check_fps(sampler, reader)
+    clips = sampler.test(num_frames or reader.num_frames, reader.fps, num_clips)
+    return read_views(reader, clips, transform.crops, transform.num_crops, transform.crop_px, out)
 
 
 def read_views(
@@ -299,8 +319,8 @@ def read_views(
     return torch.from_numpy(views_NMTSSC).flatten(0, 1)
 
 
-def _check_fps(sampler: FrameSampler, reader: Any) -> None:
-    if sampler.target_fps is not None and not reader.fps > 0:
+def _check_fps(sampler: FrameSampler, reader: FrameReader) -> None:
+    if sampler.needs_fps(reader.num_frames) and not reader.fps > 0:
         raise VideoError(reader.path, "has no frame rate, which sampling with target_fps needs")
 
 

@@ -213,8 +213,6 @@ class VideoReader(FrameReader, Video):
     def __init__(self, path: str | os.PathLike[str], *, packet_cap_bytes: int = PACKET_CAP_BYTES) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.name = os.path.basename(self.path)
-        self.errors = 0
-        self.filled = 0
         self._num_fed = 0  # packets given to the decoder
         self.rotation = 0
         self._is_turned: bool | None = None  # whether the first frame lay on its side
@@ -362,6 +360,7 @@ class VideoReader(FrameReader, Video):
 
     def close(self) -> None:
         """Free file and decoder. Calling it again does nothing."""
+        super().close()
         if self._container is not None:
             self._container.close()
             self._container = None
@@ -391,8 +390,6 @@ class VideoReader(FrameReader, Video):
         self, num_wanted: int, frames: Iterator[tuple[int, np.ndarray]]
     ) -> Iterator[tuple[int, np.ndarray]]:
         """The frames, and VideoError where too many of them are damaged or made up."""
-        if self._container is None:
-            raise ValueError(f"{self.name} was closed; open a new VideoReader to read from it")
         filled, errors, num_fed = self.filled, self.errors, self._num_fed
         try:
             yield from frames
@@ -610,15 +607,6 @@ def _join(ranges: list[tuple[int, int]], gap: int) -> list[tuple[int, int]]:
     return joined
 
 
-def open_video(path: str | os.PathLike[str]) -> VideoReader:
-    """Open a video for reading by frame index; use it in a `with` block.
-
-    Raises:
-        VideoError: see `VideoReader`.
-    """
-    return VideoReader(path)
-
-
 class ReaderPathHandler(VideoPathHandler):
     """Lets PyTorchVideo's data sets use `VideoReader`: `dataset.video_path_handler = ReaderPathHandler()`."""
 
@@ -626,4 +614,4 @@ class ReaderPathHandler(VideoPathHandler):
         self, filepath: str, decode_audio: bool = False, decoder: str = "pyav", fps: int = 30
     ) -> VideoReader:
         """The video at `filepath`; the other arguments are for PyTorchVideo's decoders and change nothing."""
-        return open_video(filepath)
+        return VideoReader(filepath)

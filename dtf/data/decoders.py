@@ -69,8 +69,6 @@ class LibraryReader(FrameReader):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.path.abspath(os.fspath(path))
         self.name = os.path.basename(self.path)
-        self.errors = 0
-        self.filled = 0
         self._decoder: Any = None
         self._shape: tuple[int, ...] | None = None
         library = self.load_library()
@@ -127,13 +125,12 @@ class LibraryReader(FrameReader):
 
     def close(self) -> None:
         """Free file and decoder. Calling it again does nothing."""
+        super().close()
         self._decoder = None
 
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `FrameReader`. VideoError: a wanted frame could not be decoded."""
         wanted = self._wanted(indices)
-        if self._decoder is None:
-            raise ValueError(f"{self.name} was closed; open it again to read from it")
         for index in wanted.tolist():
             try:
                 frame = self._frame(index).numpy()

@@ -36,8 +36,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dtf.data.decode import VideoError, VideoReader
 from dtf.data.pool import cause
+from dtf.data.reader import FrameReader, VideoError
+from dtf.data.storage import open_video
 from dtf.text import printable
 
 FORKS = sys.platform == "linux" and hasattr(os, "fork")
@@ -161,15 +162,15 @@ class ReadingProcess:
         return self._finish() or ""
 
 
-class IsolatedReader:
-    """The frames of a video file, read in a process of its own; what of a `VideoReader` going forward takes.
+class IsolatedReader(FrameReader):
+    """The frames of a video, read in a process of its own, each handed out in memory of its own.
 
     Args:
-        path: of the video file.
+        path: of the video, of any kind that has one.
         max_read_seconds: for opening the video, and for each frame; None: no limit.
 
     Attributes:
-        path, fps, num_frames, frame_seconds: as of `VideoReader`.
+        errors, filled: not counted, 0.
 
     Raises:
         VideoError: it cannot be read.
@@ -177,34 +178,44 @@ class IsolatedReader:
 
     def __init__(self, path: str | os.PathLike[str], max_read_seconds: float | None = None) -> None:
         self.path = os.path.abspath(path)
+        self.name = os.path.basename(self.path)
         self._seconds = max_read_seconds
         with closing(ReadingProcess((1,))) as process:
             about, _ = process.call(self.path, functools.partial(_about, self.path), seconds=max_read_seconds)
-        self.fps, times, self._shape = about
-        self.num_frames = len(times)
-        self.frame_seconds = np.array(times)
+        self.num_frames, self.fps, self._times, self._shape = about
 
-    def iter_forward(self, indices: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
-        """See `VideoReader`; each frame in memory of its own."""
+    @property
+    def frame_seconds(self) -> np.ndarray | None:
+        """See `FrameReader`."""
+        return None if self._times is None else np.array(self._times)
+
+    def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """As `iter_forward`."""
+        return self.iter_forward(indices)
+
+    def iter_forward(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """See `FrameReader`."""
+        wanted = self._wanted(indices)
         with closing(ReadingProcess(self._shape)) as process:
 
             def steps() -> Iterator[int]:
-                with VideoReader(self.path) as reader:
-                    for index, frame in reader.iter_forward(indices):
+                with open_video(self.path) as reader:
+                    for index, frame in reader.iter_forward(wanted):
                         process.memory[:] = torch.from_numpy(frame)
                         yield index
 
             step = functools.partial(next, steps())
-            for _ in indices:
+            for _ in wanted:
                 index, frame = process.call(self.path, step, seconds=self._seconds)
                 yield index, frame.numpy()
 
 
-def _about(path: str) -> tuple[float, list[float], tuple[int, ...]]:
-    """Rate, times and (H, W, C) of the frames."""
-    with VideoReader(path) as reader:
+def _about(path: str) -> tuple[int, float, list[float] | None, tuple[int, ...]]:
+    """Number, rate, times and (H, W, C) of the frames."""
+    with open_video(path) as reader:
         [(_, frame)] = reader.iter_forward([0])
-        return reader.fps, reader.frame_seconds.tolist(), frame.shape
+        times = reader.frame_seconds
+        return reader.num_frames, reader.fps, None if times is None else times.tolist(), frame.shape
 
 
 class _Child:

@@ -1,4 +1,12 @@
-"""What every source of frames has in common: video files by any decoder, JPEG folders, LMDBs.
+"""What every source of frames has in common, whatever it is: `dtf.data.storage.open_video` opens them all.
+
+    video file            `dtf.data.decode.VideoReader`, or another decoder of `dtf.data.decoders`
+    frames in a folder    `dtf.data.storage.FrameFolderReader`; in an LMDB: `LmdbReader`
+    picture               `dtf.data.pictures.PictureReader`
+    array in memory       `dtf.data.memory.ArrayReader`
+    file read apart       `dtf.data.isolated.IsolatedReader`
+
+tests/data/test_sources.py says for each of them what it must do.
 
 Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 """
@@ -30,7 +38,10 @@ class VideoError(ValueError):
 
 
 class FrameReader(ABC):
-    """Frames of one video by index.
+    """Frames of one video by index; use it in a `with` block.
+
+    A source has `path`, `name`, `num_frames` and `fps`, and implements `iter_frames`; the rest follows from
+    these. What is wrong with a source is a `VideoError`, when it is opened or when frames are read.
 
     Attributes:
         path: where the video lies.
@@ -45,8 +56,9 @@ class FrameReader(ABC):
     name: str
     num_frames: int
     fps: float
-    errors: int
-    filled: int
+    errors: int = 0
+    filled: int = 0
+    _closed = False
 
     @abstractmethod
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
@@ -58,16 +70,30 @@ class FrameReader(ABC):
             indices: frame numbers in 0..num_frames-1, repeats are ignored.
 
         Yields:
-            (index, frame), the frame (H, W, C) uint8 RGB; by rising index except for filled-in frames.
+            (index, frame), the frame (H, W, C) uint8 RGB, all of one size; by rising index except for
+            filled-in frames. It may be memory of the source: not to be written to.
 
         Raises:
-            ValueError: an index is out of range, or the reader was closed.
+            ValueError: an index is out of range, none is given, or the reader was closed.
             VideoError: too much of what is wanted cannot be decoded.
         """
 
-    @abstractmethod
+    def iter_forward(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        """Like `iter_frames`, strictly by rising index and with the memory of one frame."""
+        for index in self._wanted(indices).tolist():
+            yield from self.iter_frames([index])
+
+    @property
+    def frame_seconds(self) -> np.ndarray | None:
+        """Start of each frame in seconds, (num_frames,) float64, the first 0; None where no rate is known.
+
+        Evenly spaced where a source has no time stamps of its own.
+        """
+        return np.arange(self.num_frames) / self.fps if self.fps > 0 else None
+
     def close(self) -> None:
         """Free what is open. Calling it again does nothing."""
+        self._closed = True
 
     def read(self, indices: Sequence[int] | np.ndarray) -> torch.Tensor:
         """Frames at `indices`, in the order and as often as given.
@@ -104,7 +130,9 @@ class FrameReader(ABC):
         self.close()
 
     def _wanted(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
-        """The given frame numbers, sorted and once each; ValueError when one is out of range."""
+        """The given frame numbers, sorted and once each; ValueError: one is out of range, or closed."""
+        if self._closed:
+            raise ValueError(f"{self.name} was closed; open it again to read from it")
         wanted = np.unique(np.asarray(indices, dtype=np.int64))
         if not len(wanted) or wanted[0] < 0 or wanted[-1] >= self.num_frames:
             given = f"{wanted[0]}..{wanted[-1]}" if len(wanted) else "none"

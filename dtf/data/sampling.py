@@ -108,11 +108,11 @@ class FrameSampler:
 
         Args:
             num_frames: frames of the video, at least 1.
-            fps: its frames per second (used with target_fps only).
+            fps: its frames per second (used with target_fps only; a still needs none).
             rng: source of all randomness.
         """
         if self.scheme == "dense":
-            stride, window = self._stride_and_window(fps)
+            stride, window = self._stride_and_window(num_frames, fps)
             start = int(rng.integers(max(0, num_frames - window) + 1))
             return bound_indices(dense_indices(start, self.clip_length, stride), num_frames, self.short)
         phases = rng.random(self.clip_length) if self.scheme == "segment" else rng.random()
@@ -126,16 +126,20 @@ class FrameSampler:
             num_clips: clips per video.
         """
         if self.scheme == "dense":
-            stride, window = self._stride_and_window(fps)
+            stride, window = self._stride_and_window(num_frames, fps)
             starts = dense_starts(num_frames, window, num_clips, self.endpoint)
             clips = [dense_indices(int(start), self.clip_length, stride) for start in starts]
             return bound_indices(np.stack(clips), num_frames, self.short)
         phases = (np.arange(num_clips) + 0.5) / num_clips
         return np.stack([segment_indices(num_frames, self.clip_length, phase) for phase in phases])
 
-    def _stride_and_window(self, fps: float) -> tuple[float, int]:
+    def needs_fps(self, num_frames: int) -> bool:
+        """Whether a video of so many frames cannot be sampled without its rate."""
+        return self.scheme == "dense" and self.target_fps is not None and num_frames > 1
+
+    def _stride_and_window(self, num_frames: int, fps: float) -> tuple[float, int]:
         stride = float(self.frame_stride)
-        if self.target_fps is not None:
+        if self.target_fps is not None and self.needs_fps(num_frames):
             if not fps > 0:
                 raise ValueError("has no frame rate, which sampling with target_fps needs")
             stride *= fps / self.target_fps

@@ -1,6 +1,6 @@
-"""Videos stored as JPEG frames, in a folder or in an LMDB, behind the reading interface of `VideoReader`.
+"""Opening a video, whatever it is; and those stored as JPEG frames, in a folder or in an LMDB.
 
-Layouts read:
+Layouts of frames that are read:
 
 * Folder: one folder a video, frames as PREFIX + number + ".jpg" (`00001.jpg` in the SIFA / DTF code,
   `img_00001.jpg` in mmaction2, `000001.jpg` ...), any number of digits.
@@ -13,7 +13,6 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import re
@@ -22,12 +21,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from dtf.data import bounds
-from dtf.data.decode import MAX_FILLED_FRACTION, VideoError
+from dtf.data.decode import MAX_FILLED_FRACTION
 from dtf.data.decoders import reader_class
-from dtf.data.reader import FrameReader
+from dtf.data.lists import is_video_name
+from dtf.data.memory import ArrayReader
+from dtf.data.pictures import PICTURE_FAULTS, PictureReader, is_picture, open_picture
+from dtf.data.reader import FrameReader, VideoError
 from dtf.text import printable
 
 _FRAME_NAME = re.compile(r"(.*?)([0-9]{1,9})\.jpe?g", re.IGNORECASE | re.DOTALL)
@@ -63,8 +66,6 @@ class JpegReader(FrameReader):
             raise VideoError(path, f"holds more than {bounds.MAX_PACKETS} images")
         self.path = path
         self.name = os.path.basename(path)
-        self.errors = 0
-        self.filled = 0
         self._size: tuple[int, int] | None = None
         series: dict[str, dict[int, str]] = {}
         for name in names:
@@ -93,9 +94,6 @@ class JpegReader(FrameReader):
         Raises:
             VideoError: it is no regular file, or larger than `MAX_IMAGE_BYTES`.
         """
-
-    def close(self) -> None:
-        """Free what is open. Calling it again does nothing."""
 
     def iter_frames(self, indices: Sequence[int] | np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         """See `FrameReader`. VideoError: no frame, or less than half of the wanted ones, could be decoded."""
@@ -128,10 +126,8 @@ class JpegReader(FrameReader):
             self.errors += name is not None
             return None
         try:
-            with Image.open(io.BytesIO(data), formats=("JPEG",)) as opened:  # this reads only the header
-                if fault := bounds.frame_fault(*opened.size):
-                    raise VideoError(self.path, f"image {printable(str(name))} {fault}")
-                image: Image.Image = opened
+            with open_picture(self.path, data, ("JPEG",), str(name)) as opened:
+                image = opened
                 if image.mode != "RGB":
                     image = image.convert("RGB")
                 if self._size is None:
@@ -141,12 +137,7 @@ class JpegReader(FrameReader):
                 return np.array(image)
         except VideoError:
             raise
-        except Image.DecompressionBombError as error:
-            reason = (
-                f"image {printable(str(name))} is too large to decode (at most {bounds.MAX_PIXELS} pixels)"
-            )
-            raise VideoError(self.path, reason) from error
-        except (OSError, SyntaxError, ValueError):  # no whole JPEG image
+        except PICTURE_FAULTS:
             self.errors += 1
             return None
 
@@ -232,6 +223,7 @@ class LmdbReader(JpegReader):
 
     def close(self) -> None:
         """Free the database. Calling it again does nothing."""
+        super().close()
         if self._transaction is not None:
             self._transaction.abort()
             self._transaction = None
@@ -240,23 +232,31 @@ class LmdbReader(JpegReader):
             self._env = None
 
 
-def open_video(path: str | os.PathLike[str], decoder: str = "pyav") -> FrameReader:
-    """Open a video whatever its storage: a file, a folder of JPEG frames or an LMDB of them.
+def open_video(
+    source: str | os.PathLike[str] | np.ndarray | torch.Tensor, decoder: str = "pyav", fps: float = 0.0
+) -> FrameReader:
+    """Open a video whatever it is: a file, a folder of JPEG frames, an LMDB of them, a picture, an array.
+
+    A file with the ending of videos is one; of others the first bytes say whether it is a picture.
 
     Args:
-        path: file or folder; a folder with `data.mdb` is an LMDB.
-        decoder: what decodes video files, one of `dtf.data.decoders.DECODERS`; frames are Pillow's.
+        source: path of a file or folder (one with `data.mdb` is an LMDB), or (T, H, W, 3) uint8 RGB.
+        decoder: what decodes video files, one of `dtf.data.decoders.DECODERS`; pictures are Pillow's.
+        fps: frames per second of an array, 0: not known; files say their own.
 
     Raises:
         VideoError: it cannot be used; one line "path: reason".
-        ValueError: the decoder is unknown or not installed.
+        ValueError: the decoder is unknown or not installed; fps is negative or no number.
         ModuleNotFoundError: it is an LMDB and `lmdb` is not installed.
     """
-    if not os.path.isdir(path):
-        return reader_class(decoder)(path)
-    if os.path.exists(os.path.join(path, _LMDB_FILE)):
-        return LmdbReader(path)
-    return FrameFolderReader(path)
+    if not isinstance(source, str | os.PathLike):
+        return ArrayReader(source, fps)
+    if os.path.isdir(source):
+        is_lmdb = os.path.exists(os.path.join(source, _LMDB_FILE))
+        return LmdbReader(source) if is_lmdb else FrameFolderReader(source)
+    if not is_video_name(os.path.basename(source)) and is_picture(source):
+        return PictureReader(source)
+    return reader_class(decoder)(source)
 
 
 def _import_lmdb(folder: str) -> Any:

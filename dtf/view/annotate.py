@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 
 from dtf.apply.sliding import Window
-from dtf.data.decode import VideoError, VideoReader
-from dtf.data.isolated import IsolatedReader
+from dtf.data.reader import FrameReader, VideoError
 from dtf.view.figures import drawable, new_figure, pieces, save, spread
 
 FRAMES_DRAWN = 8
@@ -183,7 +182,7 @@ def _strip(axis: Any, frames: np.ndarray, title: str) -> None:
 
 def write_annotated(
     path: Path,
-    reader: VideoReader | IsolatedReader,
+    reader: FrameReader,
     caption_at: Callable[[float], Caption],
     on_frame: Callable[[], None] | None = None,
 ) -> None:
@@ -204,7 +203,8 @@ def write_annotated(
     """
     import av
 
-    if not reader.fps > 0:
+    times = reader.frame_seconds
+    if times is None or not reader.fps > 0:
         raise VideoError(reader.path, "has no frame rate, which an annotated video needs")
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     panels = _Panels()
@@ -220,7 +220,7 @@ def write_annotated(
                     stream.height, stream.width = enlarged.shape[:2]
                     stream.pix_fmt = "yuv420p"
                     stream.codec_context.time_base = Fraction(1, _TICKS_PER_SECOND)
-                seconds = float(reader.frame_seconds[index])
+                seconds = float(times[index])
                 panels.burn(enlarged, caption_at(seconds))
                 picture = av.VideoFrame.from_ndarray(enlarged, format="rgb24")
                 picture.pts = round(seconds * _TICKS_PER_SECOND)

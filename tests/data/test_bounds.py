@@ -17,9 +17,10 @@ from dtf.data import bounds, isolated
 from dtf.data.boxes import index_fault
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.dataset import EvalDataset
-from dtf.data.decode import VideoError, VideoReader, open_video
+from dtf.data.decode import VideoError, VideoReader
 from dtf.data.lists import VideoIndex, read_list
 from dtf.data.sampling import FrameSampler
+from dtf.data.storage import open_video
 from dtf.data.transforms import TestTransform
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")

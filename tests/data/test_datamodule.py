@@ -375,7 +375,7 @@ def test_resumed_run_sees_what_the_unbroken_one_sees(tree, tmp_path, settings):
 
 def test_no_decoder_threads(tree):
     """One thread for each reader: frame threads do not mix with worker processes."""
-    from dtf.data.decode import open_video
+    from dtf.data.storage import open_video
 
     with open_video(tree / "train" / "a" / "0.mp4") as reader:
         reader.read([0])

@@ -14,7 +14,7 @@ from pytorchvideo.data.encoded_video import EncodedVideo
 from video_files import full_decode, number_of, numbers_of, write_audio_only, write_video
 
 from dtf.data.datamodule import VideoDataModule
-from dtf.data.decode import ReaderPathHandler, VideoError, VideoReader, check_pyav, open_video
+from dtf.data.decode import ReaderPathHandler, VideoError, VideoReader, check_pyav
 from dtf.data.prepare import main as prepare
 
 
@@ -186,7 +186,7 @@ def test_broken_files_have_one_clear_reason(tmp_path):
     num_open = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
     for name, reason in broken_files(tmp_path).items():
         with pytest.raises(VideoError) as caught:
-            open_video(tmp_path / name)
+            VideoReader(tmp_path / name)
         message = str(caught.value)
         assert message.startswith(f"{tmp_path / name}: "), message
         assert reason in message
