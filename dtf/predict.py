@@ -1,6 +1,6 @@
-"""Classify video files with a trained network.
+"""Classify video files and pictures with a trained network.
 
-    python -m dtf.predict VIDEO|FOLDER... checkpoint=PATH [views=3x1] [top=5] [output=predictions]
+    python -m dtf.predict VIDEO|PICTURE|FOLDER... checkpoint=PATH [views=3x1] [top=5] [output=predictions]
                           [window=2.0 [stride=1.0]] [video=true] [picture=false] [device=cpu]
                           [max_read_seconds=60]
 
@@ -9,9 +9,10 @@ file of `python -m dtf.export`. It says everything else: network, class names, c
 normalisation. (.pt2 files can run code when loaded; trust=true says that this one may.)
 
 For each video the best classes are printed, and drawn below frames that the network saw. Of a folder all
-videos in it and below are taken. With `window`, in seconds, a window of that length slides over the video by
-`stride` seconds (half a window unless given): the picture then has the scores over time. `video=true` writes
-a copy of each video with classes and bars burnt in. OUTPUT gets
+videos in it and below are taken. A picture is a video that stands still. With `window`, in seconds, a
+window of that length slides over the video by `stride` seconds (half a window unless given): the picture
+then has the scores over time. `video=true` writes a copy of each video with classes and bars burnt in.
+OUTPUT gets
 
     predictions.csv     a line for each video, written as soon as it is done
     predictions.json    the same, with the windows

@@ -195,7 +195,9 @@ def run_without(modules: list[str], script: str, folder: Path) -> str:
 
 
 def test_the_documented_server_needs_neither_torch_nor_us(exported: Path, real_video: Path) -> None:
-    [script] = re.findall(r"^```python\n(.*?)^```", (REPOSITORY / "docs/using.md").read_text(), re.M | re.S)
+    [script] = re.findall(
+        r"^```python\n(import json\n.*?)^```", (REPOSITORY / "docs/using.md").read_text(), re.M | re.S
+    )
     shutil.copy(real_video, exported / "dive.mp4")
     printed = run_without(["torch", "dtf"], script, exported)
     name, _, score = printed.strip().rpartition(" ")

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import time
@@ -16,7 +17,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from engine import assert_one_line_error, documented, run_subprocess
+from engine import REPOSITORY, assert_one_line_error, documented, run_subprocess
+from PIL import Image
 
 from dtf.apply.predictor import Predictor
 from dtf.apply.sliding import Window
@@ -140,7 +142,7 @@ def test_help(capsys) -> None:
     assert main([]) == 2
 
 
-# ------------------------------------------------------------------------------ folders, windows, captions
+# ------------------------------------------------------------------------------------------------- folders
 
 
 @pytest.fixture
@@ -224,6 +226,64 @@ def test_folders_are_searched_without_leaving_them(tmp_path: Path) -> None:
     assert find_videos(["outside/f.mp4", "in/sub"]) == ["outside/f.mp4", "in/sub/a.webm"]
     (tmp_path / "empty").mkdir()
     assert find_videos(["empty"]) == ["empty"], "what is wrong with it is said when it is read"
+
+
+# ---------------------------------------------------------------------------------- pictures and arrays
+
+
+def one_frame(path: str | Path) -> np.ndarray:
+    """(1, H, W, 3): the first frame."""
+    with VideoReader(path) as reader:
+        return reader.read([0]).permute(0, 2, 3, 1).numpy()
+
+
+def test_a_picture_is_a_video_that_stands_still(here: Path, capsys) -> None:
+    frame = one_frame("match.mp4")
+    Image.fromarray(frame[0]).save("photo.jpg", "PNG")  # the ending is not trusted
+    assert main([*documented("using.md", "photo.jpg")[2:], "device=cpu", "top=10"]) == 0
+    [record] = json.loads((here / "predictions" / "predictions.json").read_text())
+    assert (here / "predictions" / "photo.jpg.png").read_bytes().startswith(b"\x89PNG")
+    predictor = Predictor("best.ckpt", device="cpu")
+    still = predictor(frame.repeat(40, axis=0), top=10)
+    assert [p["class"] for p in record["predictions"]] == still.classes
+    assert [p["score"] for p in record["predictions"]] == pytest.approx(still.scores, abs=1e-6)
+    for more, need in (("window=2", "windows in seconds need"), ("video=true", "an annotated video needs")):
+        capsys.readouterr()
+        assert main(["photo.jpg", "checkpoint=best.ckpt", "device=cpu", "picture=false", more]) == 1
+        line = capsys.readouterr().err.splitlines()[0]
+        assert line == f"error: {here / 'photo.jpg'}: has no frame rate, which {need}"
+
+
+def test_an_array_is_what_its_file_is(here: Path) -> None:
+    with VideoReader("match.mp4") as reader:
+        frames = reader.read(range(reader.num_frames)).permute(0, 2, 3, 1)
+    predictor = Predictor("best.ckpt", device="cpu", views="2x3")
+    found = list(predictor.each([frames, "match.mp4", "none.mp4", frames.numpy()], top=10))
+    assert [p.video for p in found] == ["frames in memory", "match.mp4", "none.mp4", "frames in memory"]
+    assert [bool(p.error) for p in found] == [False, False, True, False]
+    assert found[0].scores == found[1].scores == found[3].scores
+    assert np.array_equal(found[0].frames, found[1].frames)
+    slid, of_file = predictor.slide(frames, 1.0, 0.5, fps=10), predictor.slide("match.mp4", 1.0, 0.5)
+    assert (slid.windows[0], slid.error) == (of_file.windows[0], "")
+    assert np.array_equal(slid.window_scores[0], of_file.window_scores[0])
+    assert "frames in memory: has no frame rate" in predictor.slide(frames, 1.0, 0.5).error
+    for call in (predictor, lambda array: predictor.slide(array, 1.0, 0.5)):
+        with pytest.raises(ValueError, match="frames in memory: must be uint8 of shape"):
+            call(frames.permute(0, 3, 1, 2))
+
+
+def test_the_documented_lines_of_python(here: Path, capsys) -> None:
+    text = (REPOSITORY / "docs" / "using.md").read_text(encoding="utf-8")
+    [lines] = re.findall(r"^```python\n(import numpy.*?)^```", text, flags=re.M | re.S)
+    Image.fromarray(one_frame("match.mp4")[0]).save("photo.jpg")
+    shutil.copy("match.mp4", "dive.mp4")
+    exec(lines, {})
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1] == "Window(start=0.0, end=1.0, first=0, stop=25) (3, 10)"
+    assert [line.rsplit(" ", 1)[0] for line in printed[2:]] == ["dive.mp4", "frames in memory"]
+
+
+# --------------------------------------------------------------------------------------- windows, captions
 
 
 def test_a_sliding_window(here: Path, capsys) -> None:

@@ -1,4 +1,4 @@
-"""A trained network with all that it takes to apply it to videos.
+"""A trained network with all that it takes to apply it to videos, pictures and arrays in memory.
 
 Shape letters: V views of a video, T frames, S side of the crop, C classes, W windows.
 """
@@ -16,16 +16,20 @@ import torch
 from torch.utils.data import DataLoader
 
 from dtf.apply.graphs import open_classifier
-from dtf.apply.sliding import Window, read_isolated
+from dtf.apply.sliding import Window, sliding_views
 from dtf.data.clip_view import ClipView
-from dtf.data.dataset import EvalDataset, most_workers
-from dtf.data.decode import VideoError
+from dtf.data.dataset import EvalDataset, fixed_views, most_workers
 from dtf.data.lists import VideoIndex
+from dtf.data.memory import ArrayReader
+from dtf.data.reader import VideoError
 from dtf.data.sampling import parse_views
 
 FRAMES_KEPT = 8
 """Frames of a sliding prediction that are kept to be shown."""
 _WORKERS_FROM = 8  # fewer videos are read sooner than processes are up
+
+Video = str | os.PathLike[str] | np.ndarray | torch.Tensor
+"""A path, or (T, H, W, 3) uint8 RGB."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Prediction:
     """What a network says about one video.
 
     Attributes:
-        video: path as given.
+        video: path as given; "frames in memory" of an array.
         error: why the video could not be read, "" where it could.
         classes: best classes, best first.
         scores: their softmax scores, averaged over views (and windows), in 0..1.
@@ -55,7 +59,11 @@ class Prediction:
 
 
 class Predictor:
-    """A trained network with all that it takes to apply it to a video file.
+    """A trained network with all that it takes to apply it.
+
+    A video is a path, of a file, a picture or a folder of frames, or an array (T, H, W, 3) uint8 RGB. Paths
+    are read by processes of their own, arrays in this one. A still is a video of one frame, which the network
+    sees as often as its clips are long.
 
     Args:
         checkpoint: a .ckpt, .safetensors, .onnx or .pt2 file.
@@ -94,66 +102,85 @@ class Predictor:
         # 10 x 3 views of a large network need not fit into memory at once.
         self._batch_views = 4 if self.device.type == "cpu" else 16
 
-    def __call__(self, video: str | os.PathLike[str], top: int = 5) -> Prediction:
+    def __call__(self, video: Video, top: int = 5, fps: float = 0.0) -> Prediction:
         """Classify a video.
 
         Args:
-            video: path of a file, or of a folder of frames.
+            video: path or array.
             top: how many classes.
-        """
-        return next(self.each([video], top))
+            fps: of an array; 0: not known.
 
-    def each(self, videos: Sequence[str | os.PathLike[str]], top: int = 5) -> Iterator[Prediction]:
-        """Classify videos, in their order; many are read by processes of their own.
+        Raises:
+            ValueError: an array of another type or shape.
+        """
+        return next(self.each([video], top, fps))
+
+    def each(self, videos: Sequence[Video], top: int = 5, fps: float = 0.0) -> Iterator[Prediction]:
+        """Classify videos, in their order; many files are read by several processes.
 
         Args:
-            videos: paths.
+            videos: paths and arrays.
             top: how many classes.
+            fps: of the arrays; 0: not known.
+
+        Raises:
+            ValueError: an array of another type or shape.
         """
         num_clips, num_crops = self._views
-        paths = [os.path.abspath(video) for video in videos]
-        dataset = EvalDataset(
-            VideoIndex(os.sep, paths, [0] * len(paths)),
-            self.view.sampler(),
-            self.view.crops(num_crops),
-            num_clips,
-            self.max_read_seconds,
-        )
+        sampler, crops = self.view.sampler(), self.view.crops(num_crops)
+        sources = [_source(video, fps) for video in videos]
+        paths = [os.path.abspath(source) for source in sources if isinstance(source, str)]
+        index = VideoIndex(os.sep, paths, [0] * len(paths))
+        dataset = EvalDataset(index, sampler, crops, num_clips, self.max_read_seconds)
         num_workers = self.num_workers if len(paths) >= _WORKERS_FROM else 0
-        loader = DataLoader(dataset, batch_size=None, num_workers=num_workers)
-        for video, sample in zip(videos, loader, strict=True):
-            if sample["error"]:
-                yield Prediction(os.fspath(video), str(sample["error"][0]))
+        samples = iter(DataLoader(dataset, batch_size=None, num_workers=num_workers))
+        for source in sources:
+            if isinstance(source, str):
+                name, sample = source, next(samples)
+                views_VTHWC, error = sample["video"], "".join(map(str, sample["error"]))
+            else:
+                name, error = source.path, ""
+                try:
+                    views_VTHWC = fixed_views(source, sampler, crops, num_clips)
+                except VideoError as fault:
+                    error = str(fault)
+            if error:
+                yield Prediction(name, error)
                 continue
-            views_VTHWC = sample["video"]
             parts = views_VTHWC.split(self._batch_views)
             scores = torch.cat([self._scores(part) for part in parts]).mean(dim=0)
-            yield self._prediction(video, scores, top, views_VTHWC[0].numpy())
+            yield self._prediction(name, scores, top, views_VTHWC[0].numpy())
 
     def slide(
         self,
-        video: str | os.PathLike[str],
+        video: Video,
         window_seconds: float,
         stride_seconds: float,
         top: int = 5,
         on_window: Callable[[int, int], None] | None = None,
+        fps: float = 0.0,
     ) -> Prediction:
         """Classify every window of a video, of any length.
 
         Args:
-            video: path of a file.
+            video: path of a file, or array.
             window_seconds, stride_seconds: see `dtf.apply.sliding.slide`.
             top: how many classes; those of the mean over windows.
             on_window: called with (windows done, windows).
+            fps: of an array, which needs it here.
+
+        Raises:
+            ValueError: an array of another type or shape.
         """
         num_clips, num_crops = self._views_of_windows
-        name = os.fspath(video)
+        source = _source(video, fps)
+        name = source if isinstance(source, str) else source.path
         frames: dict[int, np.ndarray] = {}
         batch: dict[int, torch.Tensor] = {}
         done = 0
         try:
-            windows, span, views_of_windows = read_isolated(
-                name,
+            windows, span, views_of_windows = sliding_views(
+                source,
                 window_seconds,
                 stride_seconds,
                 self.view.sampler(),
@@ -190,15 +217,20 @@ class Predictor:
             warning = (
                 f"a clip of this network spans {span:.2f} s: windows of {window_seconds:g} s repeat frames"
             )
-        return self._prediction(video, mean, top, strip, windows, scores, warning)
+        return self._prediction(name, mean, top, strip, windows, scores, warning)
 
     def _scores(self, views: torch.Tensor) -> torch.Tensor:
         """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
         return self._classifier.logits(views).softmax(dim=1).double()
 
     def _prediction(
-        self, video: str | os.PathLike[str], scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any
+        self, name: str, scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any
     ) -> Prediction:
         best, order = scores.sort(descending=True, stable=True)
         classes = [self.class_names[i] for i in order[:top].tolist()]
-        return Prediction(os.fspath(video), "", classes, best[:top].tolist(), frames, *windows)
+        return Prediction(name, "", classes, best[:top].tolist(), frames, *windows)
+
+
+def _source(video: Video, fps: float) -> str | ArrayReader:
+    """A path as text, or the reader of an array."""
+    return os.fspath(video) if isinstance(video, str | os.PathLike) else ArrayReader(video, fps)

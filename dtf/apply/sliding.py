@@ -17,9 +17,10 @@ from dataclasses import astuple, dataclass
 import numpy as np
 import torch
 
-from dtf.data.decode import VideoError, VideoReader
 from dtf.data.isolated import ReadingProcess
+from dtf.data.reader import FrameReader, VideoError
 from dtf.data.sampling import FrameSampler
+from dtf.data.storage import open_video
 from dtf.data.transforms import TestTransform
 
 _EPSILON_SECONDS = 1e-6
@@ -45,7 +46,7 @@ class Window:
         return (self.start + self.end) / 2
 
 
-def slide(reader: VideoReader, window_seconds: float, stride_seconds: float) -> list[Window]:
+def slide(reader: FrameReader, window_seconds: float, stride_seconds: float) -> list[Window]:
     """The windows of a video.
 
     They start at 0, stride, 2 * stride, ... as long as they fit; where that leaves an end over, one more ends
@@ -58,9 +59,10 @@ def slide(reader: VideoReader, window_seconds: float, stride_seconds: float) -> 
     Raises:
         VideoError: the video has no frame rate.
     """
-    if not reader.fps > 0:
+    times = reader.frame_seconds
+    if times is None or not reader.fps > 0:
         raise VideoError(reader.path, "has no frame rate, which windows in seconds need")
-    times, duration = reader.frame_seconds, reader.duration
+    duration = float(times[-1]) + 1 / reader.fps
     stride = max(stride_seconds, 1 / reader.fps)
     count = 1 + max(0, int((duration - window_seconds + _EPSILON_SECONDS) / stride))
     starts = [k * stride for k in range(count)]
@@ -86,7 +88,7 @@ def clip_seconds(sampler: FrameSampler, fps: float) -> float:
 
 
 def read_windows(
-    reader: VideoReader,
+    reader: FrameReader,
     windows: Sequence[Window],
     sampler: FrameSampler,
     transform: TestTransform,
@@ -134,8 +136,8 @@ def read_windows(
                 yield w, torch.from_numpy(pending.pop(w)).flatten(0, 1)
 
 
-def read_isolated(
-    path: str | os.PathLike[str],
+def sliding_views(
+    source: str | os.PathLike[str] | FrameReader,
     window_seconds: float,
     stride_seconds: float,
     sampler: FrameSampler,
@@ -143,10 +145,10 @@ def read_isolated(
     num_clips: int = 1,
     max_read_seconds: float | None = None,
 ) -> tuple[list[Window], float, Iterator[tuple[int, torch.Tensor]]]:
-    """`slide` and `read_windows` in a process of their own, which may hang or crash without harm.
+    """`slide` and `read_windows`; of a path in a process of their own, which may hang or crash without harm.
 
     Args:
-        path: of the video file.
+        source: path of a video, or a reader, which is read in this process and without a time limit.
         window_seconds, stride_seconds: as for `slide`.
         sampler, transform, num_clips: as for `read_windows`.
         max_read_seconds: for opening the video, and for each window; None: no limit.
@@ -157,12 +159,16 @@ def read_isolated(
     Raises:
         VideoError: the video cannot be read; also while the windows are read.
     """
-    path = os.path.abspath(path)
+    if isinstance(source, FrameReader):
+        windows = slide(source, window_seconds, stride_seconds)
+        seen = read_windows(source, windows, sampler, transform, num_clips)
+        return windows, clip_seconds(sampler, source.fps), seen
+    path = os.path.abspath(source)
     size = transform.crop_px
     process = ReadingProcess((num_clips * transform.num_crops, sampler.clip_length, size, size, 3))
 
     def steps() -> Iterator[object]:
-        with VideoReader(path) as reader:
+        with open_video(path) as reader:
             windows = slide(reader, window_seconds, stride_seconds)
             yield [astuple(window) for window in windows], clip_seconds(sampler, reader.fps)
             for number, views in read_windows(reader, windows, sampler, transform, num_clips):
@@ -170,11 +176,11 @@ def read_isolated(
                 yield number
 
     step = functools.partial(next, steps())
-    (windows, span), _ = process.call(path, step, seconds=max_read_seconds)
+    (rows, span), _ = process.call(path, step, seconds=max_read_seconds)
 
     def views() -> Iterator[tuple[int, torch.Tensor]]:
         with closing(process):
-            for _ in windows:
+            for _ in rows:
                 yield process.call(path, step, seconds=max_read_seconds)
 
-    return [Window(*window) for window in windows], span, views()
+    return [Window(*row) for row in rows], span, views()
