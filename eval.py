@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dtf.runs.command import command, run_folder
+from dtf.runs.command import command
+from dtf.runs.folder import run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

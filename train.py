@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtf.runs import resume
-from dtf.runs.command import command, run_folder
+from dtf.runs.command import command
+from dtf.runs.folder import run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtf.runs.options import parse_options, run_command
-from dtf.text import markup, nearest
+from dtf.text import as_started, markup, nearest
 
 if TYPE_CHECKING:
     import torch
@@ -287,7 +287,8 @@ def _run(arguments: Sequence[str]) -> int:
     best = NAMES["onnx" if "onnx" in formats else formats[0]]
     trust = " trust=true" if formats == ["torch"] else ""
     file = Path(options["output"], best)
-    console.print(f"try it: python -m dtf.predict VIDEO checkpoint={markup(file)}{trust}", soft_wrap=True)
+    predict = as_started("python -m dtf.predict")
+    console.print(f"try it: {predict} VIDEO checkpoint={markup(file)}{trust}", soft_wrap=True)
     return 0
 
 

@@ -36,9 +36,8 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from dtf.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml, replacing
-from dtf.runs.command import one_line_errors
 from dtf.runs.measure import Measure, measures
-from dtf.runs.options import parse_options, yes_or_no
+from dtf.runs.options import parse_options, run_command, yes_or_no
 from dtf.text import cell, printable_lines
 
 PAGE = "report.html"
@@ -739,16 +738,14 @@ def _at(mapping: Mapping[str, Any], *keys: str) -> Any:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        print(__doc__)
-        return 0 if arguments else 2
-    with one_line_errors():
-        folders, options = parse_options(arguments, {"frames": "false"})
-        for folder in folders:
-            print(write_report(folder, yes_or_no(options, "frames")))
-        return 0
-    return 1
+    return run_command(__doc__ or "", _run, arguments)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    folders, options = parse_options(arguments, {"frames": "false"})
+    for folder in folders:
+        print(write_report(folder, yes_or_no(options, "frames")))
+    return 0
 
 
 if __name__ == "__main__":

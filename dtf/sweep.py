@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.files import read_yaml, replacing
-from dtf.runs.command import FAILURE, OVERRIDES, RESULTS, failure, one_line_errors
+from dtf.runs.errors import one_line_errors
+from dtf.runs.folder import FAILURE, OVERRIDES, RESULTS, failure, read_overrides, read_results
 from dtf.runs.measure import Measure, measures
-from dtf.runs.resume import read_overrides, read_results
-from dtf.text import cell, markup
+from dtf.text import as_started, cell, markup
 from dtf.view.figures import drawable, new_figure, save
 
 ROWS_SHOWN = 40
@@ -447,7 +447,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     with one_line_errors():
         if {"-h", "--help"} & set(arguments):
-            print((__doc__ or "").strip())
+            print(as_started((__doc__ or "").strip()))
             return
         if len(arguments) != 1 or not Path(arguments[0]).is_dir():
             raise ValueError(f"give one folder of runs, got {' '.join(arguments) or 'nothing'}")

@@ -12,8 +12,12 @@ import io
 import logging
 import os
 import re
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four are full-width forms
 _HARMLESS = re.compile(r"[-+](\d*\.?\d+(e[-+]?\d+)?|[\w-]+)", re.ASCII | re.IGNORECASE)
@@ -77,6 +81,59 @@ def degrade_output() -> None:
     """From now on, printing shows a "?" for what the terminal's encoding lacks, and never fails for it."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
+
+
+@contextmanager
+def quiet_on_closed_pipe() -> Iterator[None]:
+    """End the process without a word when nobody reads what it prints any more, as with `... | head -1`.
+
+    Raises:
+        SystemExit: 141, as of a program that SIGPIPE has ended.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_closed(sys.stdout):
+            raise  # another pipe's
+        # Python writes what is left in the buffer at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+
+
+def _is_closed(output: TextIO) -> bool:
+    """Whether nobody reads an output that is a pipe."""
+    if not hasattr(select, "poll"):  # Windows, where writing to such a pipe is another error
+        return False
+    poll = select.poll()
+    poll.register(output.fileno(), 0)
+    return bool(poll.poll(0))
+
+
+_CONSOLE = re.compile(r"python -m dtf\.(?:data\.)?(predict|explain|export|profile|report|sweep|prepare)\b")
+
+
+def as_started(text: str) -> str:
+    """A text with the names of commands as one starts them here.
+
+    Where a console command was typed they are `dtf-predict` for `python -m dtf.predict` and so on. A package
+    that is installed has no train.py: there, `python train.py` is `dtf-train` in any case.
+    """
+    typed = Path(sys.argv[0]).name.startswith("dtf-")
+    if typed:
+        text = _CONSOLE.sub(r"dtf-\1", text)
+    if typed or not (Path(__file__).resolve().parents[1] / "pyproject.toml").is_file():
+        text = re.sub(r"python (train|eval)\.py\b", r"dtf-\1", text)
+    return text
+
+
+def program(name: str) -> str:
+    """How "train" or "eval" is started: `python train.py` in the repository, `dtf-train` of a package."""
+    return as_started(f"python {name}.py")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -80,7 +80,7 @@ class OptunaSweeper(Sweeper):
                 runs do not return the objective.
         """
         from dtf.errors import RunError
-        from dtf.runs.command import alone_in
+        from dtf.runs.folder import alone_in
 
         assert self.hydra_context is not None
         assert self.config is not None

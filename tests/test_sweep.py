@@ -25,10 +25,12 @@ from dtf import sweep
 # A run takes five steps, one line of steps.txt each, and goes on with them after a kill.
 PROGRAM = """
 import json, math, os, signal, sys, time
-from dtf.runs import command as machinery
+from dtf.runs import folder as machinery
 from dtf.errors import RunError
 from dtf.runs import resume
-from dtf.runs.command import command, plain, run_folder
+from dtf.runs.command import command
+from dtf.runs.composing import plain
+from dtf.runs.folder import run_folder
 from dtf.sweep import summarize
 
 machinery.SECONDS_TO_WAIT = float(os.environ.get("PATIENCE", "20"))

@@ -16,7 +16,7 @@ from dtf.data.prepare.results import csv_row
 from dtf.errors import RunError
 from dtf.lit.report import print_results, result_rows
 from dtf.lit.tasks.classification import Classification, Evaluation, results, write_scores
-from dtf.runs.command import one_line_errors
+from dtf.runs.errors import one_line_errors
 from dtf.runs.options import FileNames
 
 HOSTILE = '=HYPERLINK("http://x")\x1b[2J[bold]\n/../\udcff'

@@ -194,8 +194,8 @@ def test_a_refused_start_leaves_a_run_that_can_be_resumed(command, tiny_run: Pat
     assert "belongs to a run with other settings (optim.lr: 0.002 -> 0.5)" in done.err
     assert contents(tiny_run) == before
     # A second process.
-    monkeypatch.setattr("dtf.runs.command.SECONDS_TO_WAIT", 0.0)
-    monkeypatch.setattr("dtf.runs.command.lock", lambda file: False)
+    monkeypatch.setattr("dtf.runs.folder.SECONDS_TO_WAIT", 0.0)
+    monkeypatch.setattr("dtf.runs.folder.lock", lambda file: False)
     done = command("train.py", f"resume={tiny_run}", "trainer.max_epochs=9")
     assert done.code == 75
     assert contents(tiny_run) == before

@@ -16,7 +16,7 @@ from hydra.core.hydra_config import HydraConfig
 from torch import nn
 
 from dtf.lit.optim import GROUP_TITLES, OptimConfig, parameter_groups
-from dtf.runs.command import program
+from dtf.text import program
 
 PACKAGES = ("torch", "pytorch-lightning", "timm", "torchvision", "av", "numpy")
 

@@ -39,7 +39,7 @@ from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.lit.tasks.task import Task
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
-from dtf.runs.command import plain
+from dtf.runs.composing import plain
 from dtf.runs.measure import Measure
 from dtf.text import markup, nearest
 

@@ -17,7 +17,7 @@ from dtf.data.dataset import Batch, BrokenVideo
 from dtf.errors import RunError
 from dtf.files import replacing
 from dtf.lit.survival import LastCheckpoint
-from dtf.runs.command import run_folder
+from dtf.runs.folder import run_folder
 
 log = logging.getLogger(__name__)
 

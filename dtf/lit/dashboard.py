@@ -19,7 +19,7 @@ from dtf.files import write_json
 from dtf.layers.temporal import Maps, layer_maps, temporal_layers
 from dtf.lit.engine import Engine
 from dtf.lit.tasks.task import Shown
-from dtf.runs.command import run_folder
+from dtf.runs.folder import run_folder
 from dtf.text import printable
 from dtf.view import pictures
 from dtf.view.figures import spread

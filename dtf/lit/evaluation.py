@@ -24,7 +24,8 @@ from dtf.lit.report import print_results, result_rows, shown, write_all
 from dtf.lit.scores import VideoScores
 from dtf.lit.survival import stoppable
 from dtf.lit.tasks.task import Result
-from dtf.runs.command import begin, is_first_process
+from dtf.runs.process import is_first_process
+from dtf.runs.record import begin
 from dtf.runs.stored import apply_stored
 
 log = logging.getLogger("dtf.eval")

@@ -14,7 +14,8 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from dtf.errors import RunError
 from dtf.files import explaining
 from dtf.lit.tasks.task import Task
-from dtf.runs.command import is_first_process, run_folder, sweep_folder
+from dtf.runs.folder import run_folder, sweep_folder
+from dtf.runs.process import is_first_process
 
 STEP_METRICS = ("train/loss", "train/lr", "train/grad_norm")
 """What is logged within an epoch; all else is logged once per epoch and drawn over epochs."""

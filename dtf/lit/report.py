@@ -13,7 +13,7 @@ from rich.table import Table
 from dtf.data.datamodule import VideoDataModule
 from dtf.files import write_json
 from dtf.lit.tasks.task import Result, Task
-from dtf.runs.command import RESULTS
+from dtf.runs.folder import RESULTS
 from dtf.text import markup
 
 

@@ -27,7 +27,9 @@ from pytorch_lightning.callbacks import Checkpoint
 from dtf.data.dataset import Batch
 from dtf.lit.private import validates_now
 from dtf.lit.report import shown
-from dtf.runs.command import STOP_SIGNALS, program, sweep_folder
+from dtf.runs.folder import sweep_folder
+from dtf.runs.process import STOP_SIGNALS
+from dtf.text import program
 
 
 class Stopped(SystemExit):

@@ -28,8 +28,12 @@ from dtf.lit.survival import LastCheckpoint
 from dtf.models import VideoNetwork, save_weights
 from dtf.runs import resume
 from dtf.runs.checkpoint import describe, load_checkpoint
-from dtf.runs.command import CONF, begin, is_first_process, plain, program
+from dtf.runs.composing import plain
+from dtf.runs.conf import CONF
 from dtf.runs.measure import measures
+from dtf.runs.process import is_first_process
+from dtf.runs.record import begin
+from dtf.text import as_started, program
 
 log = logging.getLogger("dtf.train")
 
@@ -233,6 +237,6 @@ def report(run: Training) -> None:
             ("pictures, scores", shown(folder)),
             ("in a browser", shown(folder / "report.html")),
             ("more views", f"{program('eval')} checkpoint={shown(run.tested)} views=3x3"),
-            ("your video", f"python -m dtf.predict VIDEO checkpoint={shown(run.tested)}"),
+            ("your video", f"{as_started('python -m dtf.predict')} VIDEO checkpoint={shown(run.tested)}"),
         ],
     )

@@ -1,6 +1,8 @@
 """`python -m dtf.ops`: which backend of which operator runs on this machine, and why the others do not."""
 
 from dtf.ops.dispatch import describe
+from dtf.text import quiet_on_closed_pipe
 
 if __name__ == "__main__":
-    print(describe())
+    with quiet_on_closed_pipe():
+        print(describe())

@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hydra.utils import get_class
-
 from dtf.files import read_yaml
-from dtf.runs.command import CONF
+from dtf.runs.conf import CONF
 
 _MOST = 50  # measures of a task
 
@@ -66,5 +64,7 @@ def measures(description: Any) -> list[Measure]:
 
 @functools.cache
 def _of_old_files() -> dict[str, Any]:
-    # By its file in conf: what is said here imports nothing of a task.
+    # Late: nothing else here needs Hydra, and what is said here imports nothing of a task.
+    from hydra.utils import get_class
+
     return get_class(read_yaml(CONF / "task" / "classification.yaml")["_target_"]).description()  # type: ignore[attr-defined]

@@ -8,13 +8,9 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from dtf.runs.command import one_line_errors
-from dtf.text import escape_logs, file_name, nearest
-
-if TYPE_CHECKING:
-    pass
+from dtf.runs.errors import one_line_errors
+from dtf.text import as_started, escape_logs, file_name, nearest
 
 _STEM_BYTES = 160  # with the longest ending, and that of a file not yet whole, below the 255 of file systems
 
@@ -98,11 +94,11 @@ def run_command(text: str, run: Callable[[Sequence[str]], int], arguments: Seque
         arguments: None: those of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or any(a in ("-h", "--help") for a in arguments):
-        print(text)
-        return 0 if arguments else 2
-    escape_logs()
     with one_line_errors():
+        if not arguments or any(a in ("-h", "--help") for a in arguments):
+            print(as_started(text))
+            return 0 if arguments else 2
+        escape_logs()
         return run(arguments)
     return 1
 

@@ -20,10 +20,11 @@ from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from dtf.errors import RunError
-from dtf.files import leads_out, read_json, read_yaml
-from dtf.runs.command import CONF, OVERRIDES, RESULTS, is_first_process, is_option, program, quoted
-from dtf.runs.measure import measures
-from dtf.text import printable
+from dtf.files import leads_out
+from dtf.runs.conf import CONF, is_option, quoted
+from dtf.runs.folder import OVERRIDES, RESULTS, read_overrides, read_results
+from dtf.runs.process import is_first_process
+from dtf.text import printable, program
 
 if TYPE_CHECKING:
     from dtf.runs.checkpoint import Checkpoint
@@ -96,18 +97,6 @@ def expand(arguments: list[str]) -> list[str]:
         print(printable(f"warning: taken on trust from {folder}: {'; '.join(doubts)}"), file=sys.stderr)
     # All overrides in one piece, as argparse wants them; what is typed now comes last and wins.
     return [*kept, f"output={quoted(folder)}", *typed]
-
-
-def read_overrides(path: Path) -> list[str]:
-    """What a run was started with, as texts that may be anything.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
-    entries = read_yaml(path)
-    if not isinstance(entries, list) or not all(isinstance(entry, str) for entry in entries):
-        raise ValueError(f"{path} is damaged: it is no list of settings")
-    return entries
 
 
 def _is_trusted(arguments: Sequence[str]) -> bool:
@@ -220,35 +209,6 @@ def finished(folder: Path, config: Mapping[str, Any]) -> dict[str, Any] | None:
         raise ValueError(f"{error}; remove it, and the same command tests the run again") from None
     # eval.py leaves no config: its runs are short, and repeated.
     return None if changes(_with_task(found.get("config", {})), _with_task(config)) else found
-
-
-def read_results(path: Path) -> dict[str, Any]:
-    """What a results.json says, which may come from anywhere.
-
-    Returns:
-        With "metrics", {} where it has none.
-
-    Raises:
-        ValueError: it is damaged: no JSON object, or its entries have other types than train.py writes.
-    """
-    found = {"metrics": {}} | read_json(path)
-    kinds: dict[str, Any] = {"config": Mapping, "metrics": Mapping, "split": str}
-    try:
-        known = [measure.name for measure in measures(found.get("task"))]
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-    kinds |= dict.fromkeys((*known, "seconds"), int | float | None)
-    figures = {f"metrics.{name}": value for name, value in dict(_mapping(found["metrics"])).items()}
-    for key, value in (found | figures).items():
-        if not isinstance(
-            value, int | float | None if key.startswith("metrics.") else kinds.get(key, object)
-        ):
-            raise ValueError(f"{path} is damaged: {key} cannot be {str(value)[:80]}")
-    return found
-
-
-def _mapping(value: Any) -> Mapping[str, Any]:
-    return value if isinstance(value, Mapping) else {}
 
 
 def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> list[str]:

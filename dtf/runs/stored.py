@@ -15,7 +15,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from dtf.data.clip_view import CLIP_KEYS
-from dtf.runs.command import CONF, plain, with_override
+from dtf.runs.composing import plain
+from dtf.runs.conf import CONF, with_override
 from dtf.runs.description import MADE_KEYS
 
 

@@ -21,9 +21,9 @@ from dtf.lit.callbacks import BestCheckpoint
 from dtf.lit.optim import OptimConfig
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
-from dtf.runs import command
-from dtf.runs.command import plain
+from dtf.runs.composing import explain, plain
 from dtf.runs.measure import measures
+from dtf.runs.process import RUN_FOLDER
 
 CONF = REPOSITORY / "conf"
 
@@ -41,7 +41,7 @@ def settings(*overrides: str, name: str = "train"):
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The run's folder, for builders that write there."""
     # As a process that was started by the first one would find it.
-    monkeypatch.setenv(command.RUN_FOLDER, str(tmp_path))
+    monkeypatch.setenv(RUN_FOLDER, str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
     return tmp_path
 
@@ -208,7 +208,7 @@ def test_slurm_outside_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
     with pytest.raises(OmegaConfBaseException, match="'SLURM_NTASKS_PER_NODE' not found") as error:
         plain(settings("trainer=slurm").trainer)
-    assert command.explain(error.value) is not None
+    assert explain(error.value) is not None
 
 
 def test_torchrun_decides_how_many_processes_there_are(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,8 @@ from dtf.data.transforms import TrainTransform
 from dtf.lit import build
 from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups
 from dtf.models import VideoNetwork
-from dtf.runs.command import RUN_FOLDER, plain
+from dtf.runs.composing import plain
+from dtf.runs.process import RUN_FOLDER
 
 EXPERIMENTS = options("experiment")
 NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48}

@@ -24,7 +24,7 @@ from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.mixing import Mixing
 from dtf.lit.norms import FreezeNorm, PreciseNorm, backbone_norms
 from dtf.models import DTFBlock
-from dtf.runs.command import plain
+from dtf.runs.composing import plain
 
 
 class Linear(nn.Module):

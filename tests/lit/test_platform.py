@@ -23,7 +23,8 @@ names = [m.name for m in pkgutil.walk_packages(dtf.__path__, "dtf.") if not m.na
 for name in (*names, "train", "eval"):
     importlib.import_module(name)
 from dtf.data.datamodule import init_worker
-from dtf.runs.command import FolderInUse, alone_in, one_line_errors
+from dtf.runs.errors import one_line_errors
+from dtf.runs.folder import FolderInUse, alone_in
 init_worker(0)
 print(len(names), FolderInUse.code)
 with one_line_errors(), alone_in(pathlib.Path(sys.argv[1])):

@@ -19,7 +19,7 @@ from test_two_processes import Data
 
 from dtf.lit import build
 from dtf.lit.survival import LastCheckpoint
-from dtf.runs.command import one_line_errors
+from dtf.runs.errors import one_line_errors
 
 LAST = Path("checkpoints", "last.ckpt")
 

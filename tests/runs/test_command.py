@@ -17,8 +17,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from dtf.errors import RunError
-from dtf.runs import command
-from dtf.runs.command import explain, one_line_errors
+from dtf.runs import command, composing, process, sweeping
+from dtf.runs.composing import explain
+from dtf.runs.conf import with_override
+from dtf.runs.errors import one_line_errors
 from dtf.text import nearest
 
 CONF = REPOSITORY / "conf"
@@ -118,13 +120,15 @@ def test_output_that_is_not_utf8_degrades(monkeypatch: pytest.MonkeyPatch) -> No
 )
 def test_the_last_part_of_a_setting_finds_it(monkeypatch: pytest.MonkeyPatch, wrong: str, right: str) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py"])
-    assert command._nearest_setting(CONF, wrong) == f"; did you mean {right}?"
+    assert composing._nearest_setting(CONF, wrong) == f"; did you mean {right}?"
 
 
 def test_networks_are_options_by_their_registered_names() -> None:
     from dtf.models import list_models
 
-    command._name_networks(CONF, [f"model={','.join(list_models())}", "model=dtf_resnet,dtf_swinn", "seed=1"])
+    composing.name_networks(
+        CONF, [f"model={','.join(list_models())}", "model=dtf_resnet,dtf_swinn", "seed=1"]
+    )
     stored = ConfigStore.instance().list("model")
     with initialize_config_dir(str(CONF), version_base="1.3"):
         for name in list_models():
@@ -201,48 +205,48 @@ def test_processes_started_at_once_share_a_folder(monkeypatch: pytest.MonkeyPatc
         "SLURM_JOB_ID",
         "RANK",
         "LOCAL_RANK",
-        command.RUN_FOLDER,
+        process.RUN_FOLDER,
     ):
         monkeypatch.delenv(name, raising=False)
-    assert command._share_folder(["seed=1"]) == ["seed=1"]
+    assert process.share_folder(["seed=1"]) == ["seed=1"]
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "abc")
-    assert command._share_folder(["seed=1"]) == ["seed=1", "output=outputs/abc"]
-    assert command._share_folder(["output=x"]) == ["output=x"]
+    assert process.share_folder(["seed=1"]) == ["seed=1", "output=outputs/abc"]
+    assert process.share_folder(["output=x"]) == ["output=x"]
     monkeypatch.setenv("RANK", "1")
-    assert command._share_folder(["output=x"]) == ["output=x", "hydra.output_subdir=null"]
+    assert process.share_folder(["output=x"]) == ["output=x", "hydra.output_subdir=null"]
 
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(RunError, match="name their common folder, output=DIR"):
-        command._share_folder([])
+        process.share_folder([])
 
     monkeypatch.delenv("TORCHELASTIC_RUN_ID")
     monkeypatch.setenv("SLURM_NTASKS", "2")
     monkeypatch.setenv("SLURM_JOB_ID", "42")
-    assert command._share_folder([])[0] == "output=outputs/slurm-42"
+    assert process.share_folder([])[0] == "output=outputs/slurm-42"
 
 
 def test_a_sweep_names_folders_by_what_changes() -> None:
     arguments = ["-m", "optim.lr=1e-3,2e-3", "seed=1", "data.root=/a/b", "+betas=[0.9, 0.99]"]
-    told = command._say_what_is_swept(arguments)
+    told = sweeping.say_what_is_swept(arguments)
     assert told[:-1] == [*arguments, "hydra.output_subdir=null"]
-    assert command._say_what_is_swept(["seed=1,2", "--multirun"])[-1] == "--multirun"
+    assert sweeping.say_what_is_swept(["seed=1,2", "--multirun"])[-1] == "--multirun"
     fixed = OverridesParser.create().parse_overrides(told[-1:])[0].value()
     assert fixed == ["seed", "data.root", "betas"]
     # Hydra writes values in its own way: the list has lost its space.
     run = ["optim.lr=1e-3", "seed=1", "data.root=/a/b", "+betas=[0.9,0.99]"]
-    assert command._run_name(run, fixed) == "optim.lr-1e-3"
-    assert command._say_what_is_swept(["seed=1"]) == ["seed=1"]
-    assert "/" not in command._run_name(["data.root=/x/../y", "model='a b'"])
-    long = [command._run_name([f"model={'x' * 200}{i}"]) for i in range(2)]
+    assert sweeping.run_name(run, fixed) == "optim.lr-1e-3"
+    assert sweeping.say_what_is_swept(["seed=1"]) == ["seed=1"]
+    assert "/" not in sweeping.run_name(["data.root=/x/../y", "model='a b'"])
+    long = [sweeping.run_name([f"model={'x' * 200}{i}"]) for i in range(2)]
     assert len(set(long)) == 2
     assert all(len(name) < 130 for name in long)
-    assert command._run_name([]) == "default"
+    assert sweeping.run_name([]) == "default"
 
 
 def test_no_two_runs_of_a_sweep_share_a_folder() -> None:
     values = ["1", "-1", "1e-1", "a/b", "a-b", "'a b'", "a_b", "[1,2]", "[12]", "[1,-2]", "null", "é", "è"]
-    found = [command._run_name([f"+x={value}"]) for value in values]
+    found = [sweeping.run_name([f"+x={value}"]) for value in values]
     assert len(set(found)) == len(values)
     assert found[:3] == ["x-1", "x--1", "x-1e-1"]
     assert found[3].startswith("x-a-b-")
@@ -250,6 +254,6 @@ def test_no_two_runs_of_a_sweep_share_a_folder() -> None:
 
 
 def test_overrides_stay_in_one_piece() -> None:
-    assert command.with_override(["a=1", "-m"], "b=2") == ["a=1", "b=2", "-m"]
-    assert command.with_override(["-m", "a=1"], "b=2") == ["-m", "a=1", "b=2"]
-    assert command.with_override(["-m"], "b=2") == ["-m", "b=2"]
+    assert with_override(["a=1", "-m"], "b=2") == ["a=1", "b=2", "-m"]
+    assert with_override(["-m", "a=1"], "b=2") == ["-m", "a=1", "b=2"]
+    assert with_override(["-m"], "b=2") == ["-m", "b=2"]

@@ -8,7 +8,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from dtf.runs.command import CONF
+from dtf.runs.conf import CONF
 from dtf.runs.description import taken_data, taken_names
 from dtf.runs.stored import apply_stored
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from hydra.errors import HydraException
 
-from dtf.runs.command import CONF
+from dtf.runs.conf import CONF
 from dtf.runs.help import help_text
 
 

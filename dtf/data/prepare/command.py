@@ -24,13 +24,26 @@ from dtf.data.prepare.results import table, write_results
 from dtf.data.prepare.rows import Videos
 from dtf.data.prepare.scan import LISTS, Scan
 from dtf.data.sets.data_set import DATA_SETS, DataSet
-from dtf.text import degrade_output, markup, printable, printable_lines
+from dtf.text import (
+    as_started,
+    degrade_output,
+    markup,
+    printable,
+    printable_lines,
+    quiet_on_closed_pipe,
+)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns its exit code: 0 done, 1 error, 2 wrong arguments, 130 interrupted."""
-    args = _parser().parse_args(arguments)
     degrade_output()
+    with quiet_on_closed_pipe():
+        return _run(arguments)
+    return 1
+
+
+def _run(arguments: list[str] | None) -> int:
+    args = _parser().parse_args(arguments)
     try:
         prepare(args)
     except KeyboardInterrupt:
@@ -49,9 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m dtf.data.prepare",
+        prog=as_started("python -m dtf.data.prepare"),
         description="Check a downloaded data set and write the lists that training reads.",
-        epilog="Train with the result: python train.py data=k400 data.root=ROOT",
+        epilog=as_started("Train with the result: python train.py data=k400 data.root=ROOT"),
     )
     sets = parser.add_subparsers(dest="dataset", required=True, metavar="|".join(DATA_SETS))
     for name, data_set in DATA_SETS.items():
