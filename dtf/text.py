@@ -2,7 +2,7 @@
 
 Names of classes, files and settings come from checkpoints, lists and folders, and may hold anything: signs
 that steer a terminal, line ends that forge a line of a log, formulas that a spreadsheet runs, markup. (The
-page escapes by its template, see `dtf.report`; pictures have `dtf.view.figures.drawable`.)
+page escapes by its template, see `dtf.view.report`; pictures have `dtf.view.figures.drawable`.)
 """
 
 from __future__ import annotations

@@ -20,8 +20,11 @@ from dtf import report
 from dtf.data.h264 import write_h264
 from dtf.files import write_json
 from dtf.lit.tasks.classification import Classification, Evaluation, results, write_scores
+from dtf.runs.recorded import Video, read_curves
 from dtf.view import pictures
 from dtf.view.figures import new_figure
+from dtf.view.report.curves import thin
+from dtf.view.report.videos import VIDEOS_SHOWN, choose_videos
 
 VOID = {"meta", "img", "br"}
 
@@ -218,7 +221,7 @@ def test_curves_of_a_resumed_run_are_one(tmp_path: Path) -> None:
     write_curves(tmp_path, 10, "2,24,5,,", "2,29,4,,", "2,29,,,0.3", "2,29,,4.5,")
     write_curves(tmp_path, 2, "2,24,77,,", "2,29,77,,")
     (tmp_path / "version_x").mkdir()
-    curves = report.read_curves(tmp_path)
+    curves = read_curves(tmp_path)
     assert curves["train/loss"].y.tolist() == [9, 8, 7, 6, 5, 4]
     assert curves["train/loss"].x.tolist() == [0.5, 1, 1.5, 2, 2.5, 3]
     assert curves["val/top1"].x.tolist() == [1, 2, 3]
@@ -226,7 +229,7 @@ def test_curves_of_a_resumed_run_are_one(tmp_path: Path) -> None:
 
 
 def test_long_curves_are_thinned() -> None:
-    x, y = report.thin(np.arange(10_000.0), np.tile([0.0, 2.0], 5000), points=100)
+    x, y = thin(np.arange(10_000.0), np.tile([0.0, 2.0], 5000), points=100)
     assert len(x) == len(y) == 100
     assert np.allclose(y, 1)
     assert x[0] == 49.5
@@ -270,14 +273,14 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys) -> None:
 
 
 def test_videos_shown_are_of_many_classes() -> None:
-    def video(i: int, label: str, prediction: str) -> report.Video:
-        return report.Video(f"{i}.mp4", label, prediction, 0.9 - 0.01 * i, "")
+    def video(i: int, label: str, prediction: str) -> Video:
+        return Video(f"{i}.mp4", label, prediction, 0.9 - 0.01 * i, "")
 
     videos = [video(i, "a", "a") for i in range(10)] + [video(20, "b", "b"), video(30, "c", "a")]
-    videos += [report.Video("broken.mp4", "c", "", 0.0, "is empty")]
-    assert [v.path for v in report.choose_videos(videos, True)][:3] == ["0.mp4", "20.mp4", "1.mp4"]
-    assert len(report.choose_videos(videos, True)) == report.VIDEOS_SHOWN
-    assert [v.path for v in report.choose_videos(videos, False)] == ["30.mp4"]
+    videos += [Video("broken.mp4", "c", "", 0.0, "is empty")]
+    assert [v.path for v in choose_videos(videos, True)][:3] == ["0.mp4", "20.mp4", "1.mp4"]
+    assert len(choose_videos(videos, True)) == VIDEOS_SHOWN
+    assert [v.path for v in choose_videos(videos, False)] == ["30.mp4"]
 
 
 def test_pictures_say_what_they_show(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""The page about a run, report.html: `page.page` makes it of sections, which stand in the other files."""
