@@ -15,9 +15,10 @@ from PIL import Image
 from test_predict import VIDEOS
 from torch import nn
 
+from dtf.apply.explain import choose_blocks, grad_cam, read_clip
 from dtf.apply.predictor import Predictor
 from dtf.data.decode import VideoError, VideoReader
-from dtf.explain import choose_blocks, grad_cam, main, parse, read_clip
+from dtf.explain import main, parse
 from dtf.layers import Maps
 from dtf.models import create_model, layer_maps, save_weights
 

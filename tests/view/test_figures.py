@@ -13,12 +13,13 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image
 
-from dtf import explain, sweep
+from dtf import sweep
+from dtf.apply.explain import Clip
 from dtf.apply.sliding import Window
 from dtf.layers.temporal import Maps
 from dtf.lit.tasks.classification import draw_confusion
 from dtf.view import annotate as draw
-from dtf.view import figures, pictures
+from dtf.view import explain, figures, pictures
 
 # Signs that DejaVu Sans lacks: the first is in a font that matplotlib ships beside it, the second in none.
 RARE, NOWHERE = "\U0001d6a4\u20e8", "日"
@@ -85,7 +86,7 @@ def test_every_picture_uses_them(tmp_path: Path) -> None:
     draw.draw_prediction(tmp_path / "a.png", f"{NAME}.mp4", frames, [(NAME, 0.5)])
     windows = [Window(k, k + 2, k, k + 2) for k in range(3)]
     draw.draw_timeline(tmp_path / "b.png", NAME, windows, np.eye(3), names, frames)
-    clip = explain.Clip(frames, np.arange(4), np.arange(4.0))
+    clip = Clip(frames, np.arange(4), np.arange(4.0))
     maps = Maps("frequency", "energy", torch.ones(1, 3, 2, 2), ("0", "1", "2"))
     explain.draw_layers(tmp_path / "c.png", NAME, clip, {NAME: maps})
     explain.draw_grad_cam(tmp_path / "d.png", NAME, clip, torch.ones(4, 2, 2), NAME)
