@@ -10,6 +10,7 @@ from torch import nn
 
 from dtf.layers import DTFBlock, temporal_layers
 from dtf.models import create_model, list_models, register_model
+from dtf.models.registry import architecture
 from dtf.models.resnet import RESNET
 from dtf.models.stems import Tubelets
 
@@ -46,19 +47,24 @@ PARAMETERS = {
 
 
 def small(name: str, **more: object) -> nn.Module:
-    family = next(key for key in SMALL if key in name)
+    sizes = next((SMALL[key] for key in SMALL if key in name), {})
     torch.manual_seed(0)
-    arguments = {"num_classes": 5, "clip_length": 8, **SMALL[family], **more}
+    arguments = {"num_classes": 5, "clip_length": 8, **sizes, **more}
     return create_model(name, **arguments)
 
 
+def drop_path(name: str, rate: float) -> dict[str, float]:
+    """The argument of networks that drop paths."""
+    return {"drop_path_rate": rate} if "drop_path_rate" in architecture(name).defaults else {}
+
+
 def awaken(model: nn.Module) -> nn.Module:
-    """Gives every filter block a response and every norm the statistics of a random video."""
+    """Gives every temporal layer a response and every norm the statistics of a random video."""
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    for module in model.modules():
-        if isinstance(module, DTFBlock):
-            nn.init.normal_(module.alpha)
-            nn.init.normal_(module.bias)
+    for layer in temporal_layers(model).values():
+        for parameter in layer.parameters():
+            if not parameter.any():
+                nn.init.normal_(parameter)
     for norm in norms:
         norm.momentum = 1.0
     height, width = model.image_size or (32, 32)
@@ -73,7 +79,7 @@ def awaken(model: nn.Module) -> nn.Module:
 def test_names():
     sizes = ["tiny", "resnet18", "resnet50", "resnet101"]
     sizes += [f"swin_{size}" for size in ("tiny", "small", "base", "large")]
-    assert sorted(OWN) == sorted(f"{kind}_{size}" for kind in ("c2d", "dtf") for size in sizes)
+    assert {f"{kind}_{size}" for kind in ("c2d", "dtf") for size in sizes} <= set(OWN)
 
 
 @pytest.mark.parametrize("name", sorted(PARAMETERS))
@@ -108,7 +114,7 @@ def test_published_sizes_of_dtf_swin(name, clip_length, millions):
 
 @pytest.mark.parametrize("name", OWN)
 def test_forward_and_backward_reach_every_parameter(name):
-    model = awaken(small(name, drop_path_rate=0.0)).train()
+    model = awaken(small(name, **drop_path(name, 0.0))).train()
     video = torch.randn(2, 3, 8, 32, 32)
     logits = model(video)
     assert logits.shape == (2, 5)
@@ -116,13 +122,14 @@ def test_forward_and_backward_reach_every_parameter(name):
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
     assert all(p.grad.isfinite().all() for p in model.parameters())
-    assert any(isinstance(m, DTFBlock) for m in model.modules()) == name.startswith("dtf")
+    family = architecture(name).family
+    assert {layer.family for layer in temporal_layers(model).values()} == ({family.name} if family else set())
 
 
 @pytest.mark.parametrize("name", OWN)
 def test_a_fresh_network_has_no_unused_parameters(name):
     """DDP waits for a gradient of each parameter: zero will do (fresh DTF blocks), none at all will not."""
-    model = small(name, drop_path_rate=0.5).train()
+    model = small(name, **drop_path(name, 0.5)).train()
     model(torch.randn(2, 3, 8, 32, 32)).sum().backward()
     assert [n for n, p in model.named_parameters() if p.grad is None] == []
 

@@ -116,10 +116,11 @@ def test_an_operator_is_registered_once():
         register("temporal_correlation", PLAIN, plain=abs, cost=_cost)
 
 
-def test_every_operator_has_the_three_backends_and_prefers_the_kernels():
-    assert sorted(OPERATORS) == ["frame_wise_aggregation", "temporal_aggregation", "temporal_correlation"]
+def test_every_operator_prefers_the_kernels_that_it_has():
+    assert {"frame_wise_aggregation", "temporal_aggregation", "temporal_correlation"} <= set(OPERATORS)
     for operator in OPERATORS.values():
-        assert list(operator.backends) == ["cupy", "torch", "reference"]
+        assert [*operator.backends] == [n for n in ("cupy", "torch", "reference") if n in operator.backends]
+        assert {"torch", "reference"} <= set(operator.backends)
 
 
 @pytest.fixture
@@ -145,11 +146,12 @@ def test_cupy_says_what_is_missing(monkeypatch):
 def test_describe_lists_what_is_live_and_why_the_rest_is_not(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     lines = describe().splitlines()
-    for name in OPERATORS:
+    for name, operator in OPERATORS.items():
         place = lines.index(name)
-        states = {line.split()[0]: line for line in lines[place + 1 : place + 4]}
-        assert "not live: " in states["cupy"]
-        assert "torch finds no CUDA device" in states["cupy"]
+        states = {line.split()[0]: line for line in lines[place + 1 : place + 1 + len(operator.backends)]}
+        if "cupy" in operator.backends:
+            assert "not live: " in states["cupy"]
+            assert "torch finds no CUDA device" in states["cupy"]
         assert " live: any device; float64" in states["torch"]
         assert "double backward" in states["reference"]
 
