@@ -40,14 +40,23 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def test_real_videos_from_any_folder(tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_real_videos_from_any_folder_without_the_engine(tiny_run: Path, tmp_path: Path) -> None:
     assert len(VIDEOS) >= 2
     (tmp_path / "text.mp4").write_text("hello\n")
+    script = """if True:
+        import runpy, sys
+        try:
+            runpy.run_module("dtf.predict", run_name="__main__", alter_sys=True)
+        finally:
+            engine = {"pytorch_lightning", "lightning_fabric", "hydra", "omegaconf", "wandb", "torchmetrics"}
+            print("loaded:", *engine & set(sys.modules))
+    """
     done = run_subprocess(
-        *("-m", "dtf.predict", str(VIDEOS[0]), "text.mp4", str(VIDEOS[1])),
-        f"checkpoint={tiny_checkpoint}",
+        *("-c", script, str(VIDEOS[0]), "text.mp4", str(VIDEOS[1])),
+        f"checkpoint={tiny_run}/model.safetensors",
         cwd=tmp_path,
     )
+    assert done.out.endswith("loaded:\n")
     assert done.code == 1
     assert done.err.splitlines() == [done.err.splitlines()[0], "error: 1 of 3 videos could not be read"]
     assert done.err.startswith("error: ")

@@ -2,6 +2,7 @@
 
 from dtf.layers.dtf import DTFBlock
 from dtf.layers.temporal import layer_maps
+from dtf.models import bare_timm as _bare_timm  # noqa: F401 (before all that imports timm)
 from dtf.models import families as _families  # noqa: F401 (registers networks)
 from dtf.models import pytorchvideo as _pytorchvideo  # noqa: F401
 from dtf.models.network import VideoNetwork
