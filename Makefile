@@ -5,13 +5,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-lowest lint clean
+.PHONY: train test test-quick test-lowest lint clean
 
 train: .venv/installed
 	$(BIN)/python train.py $(ARGS)
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+# While working, about a minute: all but what trains, starts processes or compiles.
+test-quick: .venv/installed-test
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 
 # By hand, some GB: the suite with the lowest versions that pyproject.toml allows, on the lowest Python if there is one.
 test-lowest: PYTHON := $(shell command -v python3.11 || echo $(PYTHON))

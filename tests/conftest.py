@@ -11,6 +11,22 @@ from pathlib import Path
 import pytest
 from engine import FULL_RECIPE, REPOSITORY, Outcome, run_subprocess
 
+TRAINING = {"command", "tiny_run", "tiny_checkpoint"}
+"""Fixtures that train, or run a command that does."""
+PROCESSES = {"run_subprocess", "run_forked", "subprocess"}
+"""What a module that starts processes has imported."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow what trains or starts processes; `make test-quick` leaves it out.
+
+    What is slow for another reason says so in its file: `pytestmark = pytest.mark.slow`.
+    """
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        if TRAINING & set(item.fixturenames) or PROCESSES & set(vars(item.module)):
+            item.add_marker(pytest.mark.slow)
+
 
 @pytest.fixture(scope="session")
 def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> list[str]:

@@ -14,6 +14,8 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
+pytestmark = pytest.mark.slow  # measures
+
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
 

@@ -33,7 +33,10 @@ from dtf.data.lists import VideoIndex
 from dtf.data.sampling import FrameSampler
 from dtf.data.transforms import TestTransform, TrainTransform
 
-pytestmark = pytest.mark.skipif(not isolated.FORKS, reason="needs a system where a child may be forked")
+pytestmark = [
+    pytest.mark.slow,  # starts processes that hang and die
+    pytest.mark.skipif(not isolated.FORKS, reason="needs a system where a child may be forked"),
+]
 
 LIMIT_SECONDS = 2.0  # a sound video of these needs a hundredth of it, where the machine is not busy
 PLAIN = TrainTransform(48, crop="center", flip=0.0)

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from dtf.lit.callbacks import BrokenVideos
 
+pytestmark = pytest.mark.slow  # starts processes that die
+
 # The first process reads the clips with even numbers, the second those with odd ones.
 EVEN, ODD = (2,), (5, 7, 9)
 

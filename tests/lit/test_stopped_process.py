@@ -21,6 +21,8 @@ from dtf.lit import build
 from dtf.lit.survival import LastCheckpoint
 from dtf.runs.errors import one_line_errors
 
+pytestmark = pytest.mark.slow  # starts processes that stop
+
 LAST = Path("checkpoints", "last.ckpt")
 
 

@@ -27,6 +27,8 @@ from dtf.lit.norms import FreezeNorm, PreciseNorm
 from dtf.lit.survival import LastCheckpoint, StopOnSignal, Stopped
 from dtf.models import DTFBlock
 
+pytestmark = pytest.mark.slow  # trains in two processes
+
 
 class KeyedClips(Clips):
     """Clips of (epoch, index); the one with number `nan` is not finite in epoch 0."""

@@ -9,6 +9,8 @@ import torch
 
 from dtf.models import DTFBlock, create_model
 
+pytestmark = pytest.mark.slow  # compiles networks
+
 NETWORKS = {
     "dtf_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
     "dtf_resnet50": {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)},

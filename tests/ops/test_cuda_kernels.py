@@ -20,9 +20,10 @@ from dtf.ops.common import launch as window_launch
 from dtf.ops.common import runtime, source
 from dtf.ops.dispatch import OPERATORS
 
-pytestmark = pytest.mark.skipif(
-    compiler() is None, reason="no C++ compiler to run the CUDA kernels on the CPU"
-)
+pytestmark = [
+    pytest.mark.slow,  # compiles kernels
+    pytest.mark.skipif(compiler() is None, reason="no C++ compiler to run the CUDA kernels on the CPU"),
+]
 
 # Relative to the largest entry. Sums run in float32 for all but float64, so 16-bit types see the rounding of
 # inputs to later steps and of the output: 2**-11 and 2**-8 each, and the saved correlation's.

@@ -20,6 +20,8 @@ from video_files import write_video
 from dtf.data.prepare import main
 from dtf.data.sets.data_set import DATA_SETS
 
+pytestmark = pytest.mark.slow  # reads trees of videos in processes
+
 CONF = Path(__file__).parents[3] / "conf"
 
 
