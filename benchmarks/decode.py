@@ -49,9 +49,10 @@ import numpy as np
 import torch
 
 from dtf.data.dataset import TrainDataset, collate, read_views
-from dtf.data.decode import VideoReader, open_video
+from dtf.data.decode import VideoReader
 from dtf.data.lists import VideoIndex
 from dtf.data.sampling import FrameSampler
+from dtf.data.storage import open_video
 from dtf.data.transforms import TestTransform, TrainTransform, view_boxes
 
 T = 16
