@@ -1,11 +1,15 @@
-"""Temporal layers to lift out: modules on clips (B, C, T, H, W), one file a family. They need torch alone."""
+"""Layers to lift out: modules on clips (B, C, T, H, W), one file a family. They need torch alone."""
 
+from dtf.layers.ddf import DDFPack, DDFUpPack, FilterNorm
 from dtf.layers.dtf import DTFBlock
 from dtf.layers.temporal import Family, Maps, Place, Temporal, TemporalLayer, layer_maps, temporal_layers
 
 __all__ = [
+    "DDFPack",
+    "DDFUpPack",
     "DTFBlock",
     "Family",
+    "FilterNorm",
     "Maps",
     "Place",
     "Temporal",

@@ -1,11 +1,19 @@
-"""Operators of dynamic temporal filters: temporal correlation, temporal and frame-wise aggregation.
+"""Operators of dynamic filters; each function names its source.
 
-Source: Long et al., "Dynamic Temporal Filtering in Video Models", ECCV 2022 (arXiv 2211.08252), section 3.
+* ``temporal_correlation``, ``temporal_aggregation``, ``frame_wise_aggregation``: of clips (DTF);
+* ``decoupled_dynamic_filter``: of images, or of frames that are folded into the batch (DDF).
+
 Importing needs torch alone. `python -m dtf.ops` prints which backends are live.
 """
 
+from dtf.ops.decoupled_dynamic_filter import decoupled_dynamic_filter
 from dtf.ops.frame_wise_aggregation import frame_wise_aggregation
 from dtf.ops.temporal_aggregation import temporal_aggregation
 from dtf.ops.temporal_correlation import temporal_correlation
 
-__all__ = ["frame_wise_aggregation", "temporal_aggregation", "temporal_correlation"]
+__all__ = [
+    "decoupled_dynamic_filter",
+    "frame_wise_aggregation",
+    "temporal_aggregation",
+    "temporal_correlation",
+]

@@ -7,17 +7,19 @@ layouts, custom operators, gradients. Only the launch is replaced.
 from __future__ import annotations
 
 import dataclasses
-import functools
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
 import torch
 from cuda_on_cpu import compiler, launch
+from operator_samples import SAMPLES, run
 from torch import Tensor
 
-from dtf.ops import frame_wise_aggregation, temporal_aggregation, temporal_correlation
+from dtf.ops import frame_wise_aggregation
 from dtf.ops.common import launch as window_launch
 from dtf.ops.common import runtime, source
+from dtf.ops.decoupled_dynamic_filter import cupy_backend as filter_launch
 from dtf.ops.dispatch import OPERATORS
 
 pytestmark = [
@@ -56,10 +58,10 @@ def _kernels_on_cpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def arrange(x: Tensor, layout: str) -> Tensor:
-    if layout == "folded":  # frames folded into the batch
+    if layout == "folded":  # frames folded into the batch (of an image: rows first)
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last_3d)
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
 
 
@@ -76,14 +78,14 @@ def assert_close(ours: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype], f"relative error {error:.1e}"  # NaN fails too
 
 
-def both(operator, inputs: list[Tensor], seed: int = 1):
+def both(operator, inputs: list[Tensor], window: tuple[int, int] = (3, 1), seed: int = 1):
     """Returns outputs and input gradients of the kernels, and of the reference in float64."""
     results = []
     gradients = None
     for backend, wide in (("cupy", False), ("reference", True)):
         leaves = [x.detach().double() if wide else x.detach() for x in inputs]
         leaves = [x.requires_grad_() for x in leaves]
-        outputs = operator(*leaves, backend=backend)
+        outputs = operator(*leaves, *window, backend=backend)
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         if gradients is None:
             gradients = [draw(*out.shape, dtype=out.dtype, seed=seed + i) for i, out in enumerate(outputs)]
@@ -92,26 +94,28 @@ def both(operator, inputs: list[Tensor], seed: int = 1):
     return results
 
 
-OPERATORS_OF_X = {
-    "temporal_correlation": temporal_correlation,
-    "frame_wise_aggregation": frame_wise_aggregation,
-}
+OPS = [pytest.param(sample, id=sample.__name__) for sample in SAMPLES]
+# Compiling takes the time: what has a twin with other arguments of its own takes every other dtype.
+_TWINS = Counter(sample.operator for sample in SAMPLES)
+IN_DTYPES = [
+    pytest.param(sample, dtype, id=f"{sample.__name__}-{dtype}")
+    for i, sample in enumerate(SAMPLES)
+    for j, dtype in enumerate(DTYPES)
+    if _TWINS[sample.operator] == 1 or (i + j) % 2
+]
 
 
+@pytest.mark.parametrize(("op", "dtype"), IN_DTYPES)
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_kernels_agree_with_the_reference(dtype: torch.dtype, layout: str, shape: tuple[int, ...]) -> None:
+def test_kernels_agree_with_the_reference(
+    dtype: torch.dtype, layout: str, shape: tuple[int, ...], op
+) -> None:
     *sizes, kernel_size, dilation = shape
-    x = draw(*sizes, dtype=dtype, layout=layout)
-    attention = draw(sizes[0], kernel_size**2, *sizes[2:], dtype=dtype, seed=5)
-    arguments = {"kernel_size": kernel_size, "dilation": dilation}
-    cases = [(functools.partial(operator, **arguments), [x]) for operator in OPERATORS_OF_X.values()]
-    cases.append((functools.partial(temporal_aggregation, **arguments), [x, attention]))
-    for operator, inputs in cases:
-        ours, exact = both(operator, inputs)
-        for mine, theirs in zip(ours, exact, strict=True):
-            assert_close(mine, theirs, dtype)
+    tensors = op.tensors(tuple(sizes), kernel_size, dtype)
+    tensors[0] = arrange(tensors[0], layout)
+    for mine, theirs in zip(*both(op, tensors, (kernel_size, dilation)), strict=True):
+        assert_close(mine, theirs, dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -163,70 +167,63 @@ def test_gradient_of_one_output_alone(used: int) -> None:
     assert_close(results[0], results[1], torch.float64)
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_empty_batch(layout: str) -> None:
-    x = draw(0, 8, 3, 5, 4, dtype=torch.float32, layout=layout).requires_grad_()
-    enriched, correlation = frame_wise_aggregation(x, backend="cupy")
-    assert enriched.shape == (0, 8, 3, 5, 4)
-    assert correlation.shape == (0, 9, 3, 5, 4)
-    (grad,) = torch.autograd.grad(enriched.sum() + correlation.sum(), x)
-    assert grad.shape == x.shape
-    attention = draw(0, 9, 3, 5, 4, dtype=torch.float32)
-    assert temporal_aggregation(x, attention, backend="cupy").shape == x.shape
+def test_empty_batch(layout: str, op) -> None:
+    tensors = [arrange(value, layout) for value in op.tensors((0, 8, 3, 5, 4), 3, torch.float32)]
+    for ours, exact in zip(*both(op, tensors), strict=True):
+        assert ours.shape == exact.shape
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_wide_offsets(layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wide_offsets(layout: str, op, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "NARROW_OFFSETS", 0)
-    window_launch._plan.cache_clear()
-    x = draw(1, 16, 2, 5, 6, dtype=torch.float32, layout=layout)
-    for ours, exact in zip(*both(frame_wise_aggregation, [x]), strict=True):
+    plans = (window_launch._plan, filter_launch._plan)
+    for plan in plans:
+        plan.cache_clear()
+    x, *more = op.tensors((1, 16, 2, 5, 6), 3, torch.float32)
+    for ours, exact in zip(*both(op, [arrange(x, layout), *more]), strict=True):
         assert_close(ours, exact, torch.float32)
-    window_launch._plan.cache_clear()
+    for plan in plans:
+        plan.cache_clear()
 
 
-def test_a_clip_that_is_not_aligned_gives_the_same_numbers() -> None:
-    x = draw(1, 16, 2, 5, 6, dtype=torch.float32, layout="channels_last")
+@pytest.mark.parametrize("op", OPS)
+def test_a_clip_that_is_not_aligned_gives_the_same_numbers(op) -> None:
+    x, *more = op.tensors((1, 16, 2, 5, 6), 3, torch.float32)
+    x = arrange(x, "channels_last")
     moved = torch.empty(x.numel() + 1)[1:].as_strided(x.shape, x.stride()).copy_(x)
     assert moved.data_ptr() % 16
-    for ours, exact in zip(*both(frame_wise_aggregation, [moved]), strict=True):
+    for ours, exact in zip(*both(op, [moved, *more]), strict=True):
         assert_close(ours, exact, torch.float32)
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
-def test_gradcheck(layout: str) -> None:
-    x = draw(1, 3, 3, 3, 4, dtype=torch.float64, layout=layout).requires_grad_()
-    attention = draw(1, 9, 3, 3, 4, dtype=torch.float64, seed=2).requires_grad_()
-    cupy = {"backend": "cupy"}
-    assert torch.autograd.gradcheck(functools.partial(temporal_correlation, **cupy), (x,), fast_mode=True)
-    assert torch.autograd.gradcheck(functools.partial(frame_wise_aggregation, **cupy), (x,), fast_mode=True)
-    assert torch.autograd.gradcheck(
-        functools.partial(temporal_aggregation, **cupy), (x, attention), fast_mode=True
-    )
+def test_gradcheck(layout: str, op) -> None:
+    tensors = [arrange(value, layout).requires_grad_() for value in op.tensors((1, 3, 3, 3, 4), 3)]
+    assert torch.autograd.gradcheck(lambda *args: op(*args, 3, 1, backend="cupy"), tensors, fast_mode=True)
 
 
-def test_runs_are_bit_equal_whatever_the_grid(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = draw(2, 24, 3, 9, 8, dtype=torch.float32, layout="channels_last").requires_grad_()
-    gradient = draw(2, 24, 3, 9, 8, dtype=torch.float32, layout="channels_last", seed=4)
-
-    def run() -> list[Tensor]:
-        enriched, correlation = frame_wise_aggregation(x, backend="cupy")
-        return [enriched, correlation, *torch.autograd.grad(enriched, x, gradient)]
-
-    whole = run()
+@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_runs_are_bit_equal_whatever_the_grid(layout: str, op, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, *more = op.tensors((2, 24, 3, 9, 8), 3, torch.float32)
+    tensors = [arrange(x, layout), *more]
+    whole = run(op, tensors, (3, 1), "cupy")
     monkeypatch.setattr(
         runtime, "launch", lambda f, k, v, blocks, a, d: launch(f, k, v, min(blocks, 1), a, d)
     )
-    assert all(torch.equal(a, b) for a, b in zip(whole, run(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole, run(op, tensors, (3, 1), "cupy"), strict=True))
 
 
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_custom_operators_pass_opcheck(layout: str) -> None:
-    x = draw(2, 8, 3, 5, 4, dtype=torch.float32, layout=layout).requires_grad_()
-    attention = draw(2, 9, 3, 5, 4, dtype=torch.float32, seed=2).requires_grad_()
-    torch.library.opcheck(OPERATORS["temporal_correlation"].backends["cupy"].run, (x, 3, 1))
-    torch.library.opcheck(OPERATORS["temporal_aggregation"].backends["cupy"].run, (x, attention, 3, 1))
-    torch.library.opcheck(OPERATORS["frame_wise_aggregation"].backends["cupy"].run, (x, 3, 1))
+def test_custom_operators_pass_opcheck(layout: str, op) -> None:
+    x, *more = op.tensors((2, 8, 3, 5, 4), 3, torch.float32)
+    tensors = [value.requires_grad_() for value in (arrange(x, layout), *more)]
+    torch.library.opcheck(OPERATORS[op.operator].backends["cupy"].run, (*tensors, 3, 1, *op.more))
 
 
 def test_compiled_graph_is_whole_and_holds_one_node() -> None:

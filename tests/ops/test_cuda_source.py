@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 import importlib.util
 import itertools
@@ -14,6 +15,7 @@ import torch
 
 import dtf.ops
 from dtf.ops.common.source import DEFINES, STATIC_SHARED_BYTES, Variant, accumulator, choose, render
+from dtf.ops.decoupled_dynamic_filter.cupy_backend import macros
 
 
 def choose_for(
@@ -23,20 +25,27 @@ def choose_for(
     return choose(x.dtype, tuple(x.shape), tuple(x.stride()), strides, aligned, kernel_size)
 
 
-OPERATORS = Path(dtf.ops.__file__).parent
+FILES = {path.parent.name: path for path in Path(dtf.ops.__file__).parent.glob("*/kernels.cu")}
 KERNELS = {
-    "temporal_correlation": {"correlate", "correlate_backward"},
-    "temporal_aggregation": {"aggregate", "aggregate_backward_attention"},
-    "frame_wise_aggregation": {"enrich", "enrich_backward_maps", "enrich_backward"},
+    name: set(re.findall(r"^KERNEL (\w+)\(", path.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    for name, path in FILES.items()
+}
+# Macros that an operator's text needs besides those of a variant. Every one of its forms is compiled, with
+# different dtypes and layouts.
+OWN = {
+    "decoupled_dynamic_filter": [macros(stride, combine) for combine in ("mul", "add") for stride in (1, 2)]
 }
 
 
 def text_of(operator: str, chosen: Variant) -> str:
-    return render(OPERATORS / operator / "kernels.cu", chosen)
+    forms = OWN.get(operator, [()])
+    form = forms[(list(DEFINES).index(chosen.dtype) + chosen.channels_last) % len(forms)]
+    return render(FILES[operator], dataclasses.replace(chosen, own=form))
 
 
-def test_every_operator_with_kernels_is_in_this_test() -> None:
-    assert {path.parent.name for path in OPERATORS.glob("*/kernels.cu")} == set(KERNELS)
+def test_every_operator_has_kernels() -> None:
+    assert set(KERNELS) == set(dtf.ops.__all__)
+    assert all(KERNELS.values())
 
 
 LAYOUTS = {"planar": (False, False), "channels_last": (True, False), "channels_last_unaligned": (True, True)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from operator_samples import SAMPLES, Sample, run
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,11 +56,14 @@ def _poisoned_memory() -> Iterator[None]:
 
 def draw(*shape: int, dtype: torch.dtype, layout: str = "contiguous", seed: int = 0, device: str = "cuda"):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    x = x.to(device, dtype)
+    return arrange(x.to(device, dtype), layout)
+
+
+def arrange(x: Tensor, layout: str) -> Tensor:
     if layout == "folded":
         return x.transpose(1, 2).contiguous().transpose(1, 2)
     if layout == "channels_last":
-        return x.contiguous(memory_format=torch.channels_last_3d)
+        return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x
 
 
@@ -71,35 +73,17 @@ def assert_close(ours: Tensor, exact: Tensor, tolerance: float) -> None:
     assert error <= tolerance, f"relative error {error:.1e}"  # NaN fails too
 
 
-def run(operator: Callable[..., Any], inputs: list[Tensor], backend: str, wide: bool) -> list[Tensor]:
-    leaves = [(x.double() if wide else x).detach().requires_grad_() for x in inputs]
-    outputs = operator(*leaves, backend=backend)
-    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    grads = [
-        draw(*out.shape, dtype=inputs[0].dtype, seed=7 + i, device=str(out.device)).to(out.dtype)
-        for i, out in enumerate(outputs)
-    ]
-    return [*outputs, *torch.autograd.grad(outputs, leaves, grads)]
-
-
-def compare(inputs_of: Callable[[], list[tuple[Callable[..., Any], list[Tensor]]]], backend: str) -> None:
-    for operator, inputs in inputs_of():
-        ours = run(operator, inputs, backend, wide=False)
-        exact = run(operator, inputs, "reference", wide=True)
-        for mine, theirs in zip(ours, exact, strict=True):
-            assert_close(mine, theirs, TOLERANCE[inputs[0].dtype])
-
-
-def cases(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str = "cuda"):
+def compare(
+    shape: tuple[int, ...], dtype: torch.dtype, layout: str, backend: str, device: str = "cuda"
+) -> None:
     *sizes, kernel_size, dilation = shape
-    arguments = {"kernel_size": kernel_size, "dilation": dilation}
-    x = draw(*sizes, dtype=dtype, layout=layout, device=device)
-    attention = draw(sizes[0], kernel_size**2, *sizes[2:], dtype=dtype, seed=5, device=device)
-    return [
-        (functools.partial(temporal_correlation, **arguments), [x]),
-        (functools.partial(temporal_aggregation, **arguments), [x, attention]),
-        (functools.partial(frame_wise_aggregation, **arguments), [x]),
-    ]
+    for op in SAMPLES:
+        tensors = [value.to(device) for value in op.tensors(tuple(sizes), kernel_size, dtype)]
+        tensors[0] = arrange(tensors[0], layout)
+        ours = run(op, tensors, (kernel_size, dilation), backend)
+        exact = run(op, [value.double() for value in tensors], (kernel_size, dilation), "reference")
+        for mine, theirs in zip(ours, exact, strict=True):
+            assert_close(mine, theirs, TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -109,14 +93,14 @@ def cases(shape: tuple[int, ...], dtype: torch.dtype, layout: str, device: str =
 def test_agrees_with_the_reference(
     backend: str, dtype: torch.dtype, layout: str, shape: tuple[int, ...]
 ) -> None:
-    compare(lambda: cases(shape, dtype, layout), backend)
+    compare(shape, dtype, layout, backend)
 
 
+@pytest.mark.parametrize("op", SAMPLES, ids=lambda op: op.__name__)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_gradcheck(backend: str) -> None:
-    for operator, inputs in cases((1, 3, 3, 3, 4, 3, 1), torch.float64, "channels_last"):
-        leaves = [x.requires_grad_() for x in inputs]
-        assert torch.autograd.gradcheck(functools.partial(operator, backend=backend), leaves)
+def test_gradcheck(backend: str, op: Sample) -> None:
+    tensors = [v.cuda().requires_grad_() for v in op.tensors((1, 3, 3, 3, 4), 3)]
+    assert torch.autograd.gradcheck(lambda *args: op(*args, 3, 1, backend=backend), tensors)
 
 
 @pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
@@ -146,14 +130,13 @@ def test_golden_numbers(backend: str) -> None:
             assert_close(ours, stored[name].cuda().reshape(ours.shape), 1e-9)
 
 
+@pytest.mark.parametrize("op", SAMPLES, ids=lambda op: op.__name__)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="CuPy is not installed")
-def test_opcheck(layout: str) -> None:
-    x = draw(2, 8, 3, 5, 4, dtype=torch.float32, layout=layout).requires_grad_()
-    attention = draw(2, 9, 3, 5, 4, dtype=torch.float32, seed=2).requires_grad_()
-    torch.library.opcheck(OPERATORS["temporal_correlation"].backends["cupy"].run, (x, 3, 1))
-    torch.library.opcheck(OPERATORS["temporal_aggregation"].backends["cupy"].run, (x, attention, 3, 1))
-    torch.library.opcheck(OPERATORS["frame_wise_aggregation"].backends["cupy"].run, (x, 3, 1))
+def test_opcheck(layout: str, op: Sample) -> None:
+    x, *more = (value.cuda() for value in op.tensors((2, 8, 3, 5, 4), 3, torch.float32))
+    tensors = [value.requires_grad_() for value in (arrange(x, layout), *more)]
+    torch.library.opcheck(OPERATORS[op.operator].backends["cupy"].run, (*tensors, 3, 1, *op.more))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -175,7 +158,7 @@ def test_runs_on_the_current_stream(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_device_while_the_first_is_current(backend: str) -> None:
     with torch.cuda.device(0):
-        compare(lambda: cases(SHAPES[0], torch.float32, "channels_last", "cuda:1"), backend)
+        compare(SHAPES[0], torch.float32, "channels_last", backend, "cuda:1")
         assert torch.cuda.current_device() == 0
 
 
@@ -188,10 +171,12 @@ def test_empty_batch(backend: str) -> None:
     assert torch.autograd.grad(enriched.sum(), x)[0].shape == x.shape
 
 
+@pytest.mark.parametrize("op", SAMPLES, ids=lambda op: op.__name__)
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_results_are_bit_equal_from_run_to_run(backend: str) -> None:
-    x = draw(2, 64, 4, 28, 28, dtype=torch.bfloat16, layout="channels_last")
-    runs = [run(frame_wise_aggregation, [x], backend, wide=False) for _ in range(3)]
+def test_results_are_bit_equal_from_run_to_run(backend: str, op: Sample) -> None:
+    x, *more = (value.cuda() for value in op.tensors((2, 64, 4, 28, 28), 3, torch.bfloat16))
+    tensors = [arrange(x, "channels_last"), *more]
+    runs = [run(op, tensors, (3, 1), backend) for _ in range(3)]
     assert all(torch.equal(a, b) for other in runs[1:] for a, b in zip(runs[0], other, strict=True))
 
 

@@ -1,12 +1,11 @@
-"""All three operators, every backend: formulas, golden numbers, gradients, layouts, dtypes, refusals.
+"""All operators, every backend: formulas, golden numbers, gradients, layouts, dtypes, refusals.
 
 Letters: B clips, C channels, T frames, H x W pixels, K window side.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +13,19 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_samples import SAMPLES, run
 from torch import Tensor
 
-from dtf.ops import frame_wise_aggregation, temporal_aggregation, temporal_correlation
+import dtf.ops
+from dtf.ops import (
+    decoupled_dynamic_filter,
+    frame_wise_aggregation,
+    temporal_aggregation,
+    temporal_correlation,
+)
+from dtf.ops.dispatch import OPERATORS
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "dtf"
+GOLDEN = Path(__file__).parents[1] / "golden"
 # Relative to the largest entry. float64: the stored numbers were summed in another order. float32: as
 # float64, with rounding at 6e-8 per step.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
@@ -38,22 +45,7 @@ PLACES = [
 ]
 FAST_PLACES = PLACES[1:2] + PLACES[3:]
 
-Op = Callable[..., tuple[Tensor, ...]]
-
-
-def correlation(x: Tensor, attention: Tensor, *window: int, backend: str) -> tuple[Tensor, ...]:
-    return (temporal_correlation(x, *window, backend=backend),)
-
-
-def aggregation(x: Tensor, attention: Tensor, *window: int, backend: str) -> tuple[Tensor, ...]:
-    return (temporal_aggregation(x, attention, *window, backend=backend),)
-
-
-def frame_wise(x: Tensor, attention: Tensor, *window: int, backend: str) -> tuple[Tensor, ...]:
-    return frame_wise_aggregation(x, *window, backend=backend)
-
-
-OPS = [pytest.param(op, id=op.__name__) for op in (correlation, aggregation, frame_wise)]
+OPS = [pytest.param(sample, id=sample.__name__) for sample in SAMPLES]
 # (B, C, T, H, W), kernel_size, dilation: odd sizes, one frame, windows that reach over the frame, one pixel.
 CASES = [
     ((2, 3, 4, 5, 7), 3, 1),
@@ -65,25 +57,6 @@ CASES = [
 ]
 
 
-def make(
-    shape: tuple[int, ...], kernel_size: int, dtype: torch.dtype = torch.float64
-) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(sum(shape) + kernel_size)
-    x = torch.randn(shape, generator=generator, dtype=torch.float64)
-    maps = torch.randn(shape[0], kernel_size**2, *shape[2:], generator=generator, dtype=torch.float64)
-    return x.to(dtype), maps.to(dtype)
-
-
-def run(op: Op, x: Tensor, attention: Tensor, window: tuple[int, int], backend: str) -> list[Tensor]:
-    """Returns the outputs, then the gradients of a fixed weighting of all outputs."""
-    x, attention = x.detach().requires_grad_(), attention.detach().requires_grad_()
-    outputs = op(x, attention, *window, backend=backend)
-    generator = torch.Generator().manual_seed(1)
-    weights = [torch.randn(o.shape, generator=generator, dtype=torch.float64).to(o) for o in outputs]
-    inputs = (x, attention) if op is aggregation else (x,)
-    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, inputs, weights)]
-
-
 def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> None:
     assert len(ours) == len(theirs)
     for index, (a, b) in enumerate(zip(ours, theirs, strict=True)):
@@ -92,45 +65,16 @@ def assert_close(ours: list[Tensor], theirs: list[Tensor], tolerance: float) -> 
         assert error <= tolerance * b.abs().max().double().cpu(), f"result {index} is {error:.1e} away"
 
 
-def by_loops(op: Op, x: Tensor, attention: Tensor, kernel_size: int, dilation: int) -> list[Tensor]:
-    """The formulas, entry by entry."""
-    x_np, maps = x.numpy(), attention.numpy()
-    batch, channels, frames, height, width = x_np.shape
-    half = (kernel_size - 1) // 2
-
-    def window(h: int, w: int) -> Iterator[tuple[int, int, int]]:
-        for k in range(kernel_size**2):
-            row, column = h + (k // kernel_size - half) * dilation, w + (k % kernel_size - half) * dilation
-            if 0 <= row < height and 0 <= column < width:
-                yield k, row, column
-
-    places = list(np.ndindex(batch, frames, height, width))
-    corr = np.zeros((batch, kernel_size**2, frames, height, width))
-    for b, t, h, w in places:
-        for k, row, column in window(h, w):
-            products = x_np[b, :, max(t - 1, 0), h, w] * x_np[b, :, t, row, column]
-            corr[b, k, t, h, w] = products.sum() / channels
-    if op is correlation:
-        return [torch.from_numpy(corr)]
-    if op is frame_wise:
-        maps = np.exp(corr) / np.exp(corr).sum(axis=1, keepdims=True)
-    agg = np.zeros_like(x_np)
-    for b, t, h, w in places:
-        for k, row, column in window(h, w):
-            agg[b, :, t, h, w] += maps[b, k, t, h, w] * x_np[b, :, t, row, column]
-    if op is aggregation:
-        return [torch.from_numpy(agg)]
-    enriched = x_np.copy()
-    enriched[:, :, :-1] += agg[:, :, 1:]
-    return [torch.from_numpy(enriched), torch.from_numpy(corr)]
+def test_every_operator_has_samples():
+    assert {sample.operator for sample in SAMPLES} == set(dtf.ops.__all__)
 
 
 @pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize(("shape", "kernel_size", "dilation"), CASES)
 def test_reference_computes_the_formulas(op, shape, kernel_size, dilation):
-    x, attention = make(shape, kernel_size)
-    expected = by_loops(op, x, attention, kernel_size, dilation)
-    ours = op(x, attention, kernel_size, dilation, backend="reference")
+    tensors = op.tensors(shape, kernel_size)
+    expected = op.by_loops(tensors, kernel_size, dilation)
+    ours = op(*tensors, kernel_size, dilation, backend="reference")
     assert_close(list(ours), expected, 1e-12)
 
 
@@ -139,9 +83,9 @@ def test_reference_computes_the_formulas(op, shape, kernel_size, dilation):
 @pytest.mark.parametrize(("shape", "kernel_size", "dilation"), CASES)
 def test_outputs_and_gradients_equal_the_reference(op, shape, kernel_size, dilation, place):
     device, backend = place
-    x, attention = make(shape, kernel_size)
-    expected = run(op, x, attention, (kernel_size, dilation), "reference")
-    ours = run(op, x.to(device), attention.to(device), (kernel_size, dilation), backend)
+    tensors = op.tensors(shape, kernel_size)
+    expected = run(op, tensors, (kernel_size, dilation), "reference")
+    ours = run(op, [value.to(device) for value in tensors], (kernel_size, dilation), backend)
     assert_close(ours, expected, 1e-12)
 
 
@@ -152,24 +96,24 @@ def test_outputs_and_gradients_equal_the_reference(op, shape, kernel_size, dilat
     dilation=st.integers(1, 3),
 )
 def test_any_size_equals_the_reference(shape, kernel_size, dilation):
-    x, attention = make(shape, kernel_size)
-    for op in (correlation, aggregation, frame_wise):
-        expected = run(op, x, attention, (kernel_size, dilation), "reference")
-        assert_close(run(op, x, attention, (kernel_size, dilation), "torch"), expected, 1e-12)
+    for op in SAMPLES:
+        tensors = op.tensors(shape, kernel_size)
+        expected = run(op, tensors, (kernel_size, dilation), "reference")
+        assert_close(run(op, tensors, (kernel_size, dilation), "torch"), expected, 1e-12)
 
 
 @pytest.mark.parametrize("op", OPS)
 def test_pieces_of_work_join_without_seams(op, monkeypatch):
-    x, attention = make((2, 3, 5, 9, 6), 5)
-    expected = run(op, x, attention, (5, 2), "reference")
+    tensors = op.tensors((2, 3, 5, 9, 6), 5)
+    expected = run(op, tensors, (5, 2), "reference")
     # One row, some rows, one frame, several frames, one clip, both clips at a time.
     for piece in (1, 40, 200, 600, 900, 2000):
         monkeypatch.setattr("dtf.ops.common.window._PIECE", piece)
-        assert_close(run(op, x, attention, (5, 2), "torch"), expected, 1e-12)
+        assert_close(run(op, tensors, (5, 2), "torch"), expected, 1e-12)
 
 
 def _golden(kind: str) -> list[object]:
-    files = sorted(GOLDEN.glob(f"op_{kind}_*.npz"))
+    files = sorted((GOLDEN / "dtf").glob(f"op_{kind}_*.npz"))
     assert len(files) == 5
     return [pytest.param(path, id=path.stem) for path in files]
 
@@ -204,49 +148,96 @@ def test_golden_aggregation(path, place, dtype):
     assert_close(ours, [b.reshape(a.shape) for a, b in zip(ours, expected, strict=True)], TOLERANCE[dtype])
 
 
+def _stored(path: Path) -> tuple[dict[str, Tensor], dict]:
+    with np.load(path) as data:
+        meta = json.loads(str(data["meta"]))
+        return {key: torch.from_numpy(data[key]) for key in data if key != "meta"}, meta
+
+
+_FILTERS = sorted((GOLDEN / "ddf").glob("op_*.npz"))
+_FILTER_INPUTS = ("x", "channel_filter", "spatial_filter")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem) for path in _FILTERS])
+def test_golden_decoupled_dynamic_filter(path, place, dtype):
+    device, backend = place
+    stored, meta = _stored(path)
+    tensors = [stored[name].to(device, dtype).requires_grad_() for name in _FILTER_INPUTS]
+    arguments = {name: meta[name] for name in ("kernel_size", "dilation", "stride", "combine")}
+    y = decoupled_dynamic_filter(*tensors, **arguments, backend=backend)
+    grads = torch.autograd.grad(y, tensors, stored["grad_out"].to(y))
+    expected = [stored["out"], *(stored[f"grad_{name}"] for name in _FILTER_INPUTS)]
+    exact = dtype == torch.float64 and stored["out"].dtype == torch.float64
+    assert_close([y.detach(), *grads], expected, 1e-9 if exact else 1e-5)
+
+
+def test_all_golden_filters_are_there():
+    assert len(_FILTERS) == 22
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_golden_filters_of_the_position_and_of_the_channel_alone(place):
+    device, backend = place
+    stored = {
+        key: value.to(device) for key, value in _stored(GOLDEN / "ddf" / "special_cases.npz")[0].items()
+    }
+    x, by_channel, by_pixel = (stored[name] for name in ("x", "channel_filter", "spatial_filter"))
+    for combine, constant in (("mul", x.new_ones(())), ("add", x.new_zeros(()))):
+        window = (3, 1, 1, combine)
+        ours = decoupled_dynamic_filter(
+            x, constant.expand(by_channel.shape), by_pixel, *window, backend=backend
+        )
+        assert_close([ours], [stored[f"involution_like_{combine}"]], 1e-9)
+        ours = decoupled_dynamic_filter(
+            x, by_channel, constant.expand(by_pixel.shape), *window, backend=backend
+        )
+        assert_close([ours], [stored[f"dynamic_depthwise_{combine}"]], 1e-9)
+
+
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("op", OPS)
 def test_gradcheck(op, place):
     device, backend = place
-    x, attention = (v.to(device).requires_grad_() for v in make((2, 2, 3, 3, 4), 3))
-    inputs = (x, attention) if op is aggregation else (x,)
+    inputs = [v.to(device).requires_grad_() for v in op.tensors((2, 2, 3, 3, 4), 3)]
 
     def call(*args: Tensor) -> tuple[Tensor, ...]:
-        return op(args[0], args[-1], 3, 1, backend=backend)
+        return op(*args, 3, 1, backend=backend)
 
     assert torch.autograd.gradcheck(call, inputs)
     if backend == "reference":
         assert torch.autograd.gradgradcheck(call, inputs)
 
 
-@pytest.mark.parametrize("name", ["temporal_correlation", "temporal_aggregation", "frame_wise_aggregation"])
-def test_opcheck(name):
-    x, attention = (v.requires_grad_() for v in make((2, 2, 3, 4, 3), 3))
-    inputs = (x, attention) if name == "temporal_aggregation" else (x,)
-    torch.library.opcheck(getattr(torch.ops.dtf, name).default, (*inputs, 3, 1))
-    folded = x.detach().to(memory_format=torch.channels_last_3d).requires_grad_()
-    torch.library.opcheck(getattr(torch.ops.dtf, name).default, (folded, *inputs[1:], 3, 1))
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck(op):
+    custom_op = OPERATORS[op.operator].backends["torch"].run
+    x, *more = (v.requires_grad_() for v in op.tensors((2, 2, 3, 4, 3), 3))
+    torch.library.opcheck(custom_op, (x, *more, 3, 1, *op.more))
+    folded = layouts(x.detach())["channels last"].requires_grad_()
+    torch.library.opcheck(custom_op, (folded, *more, 3, 1, *op.more))
 
 
-@pytest.mark.parametrize("name", ["temporal_correlation", "temporal_aggregation", "frame_wise_aggregation"])
-def test_opcheck_of_the_backward_operators(name):
-    x, attention = make((2, 2, 3, 4, 3), 3)
-    grads = {
-        "temporal_correlation": (attention, x),
-        "temporal_aggregation": (x, x, attention),
-        "frame_wise_aggregation": (x, attention, x, attention),
-    }
-    torch.library.opcheck(getattr(torch.ops.dtf, f"{name}_backward").default, (*grads[name], 3, 1))
+@pytest.mark.parametrize("op", OPS)
+def test_opcheck_of_the_backward_operators(op):
+    tensors = op.tensors((2, 2, 3, 4, 3), 3)
+    outputs = op(*tensors, 3, 1, backend="reference")
+    # Gradients, inputs, and the outputs that are kept.
+    arguments = (*outputs, *tensors, *outputs[1:], 3, 1, *op.more)
+    torch.library.opcheck(getattr(torch.ops.dtf, f"{op.operator}_backward").default, arguments)
 
 
 def layouts(x: Tensor) -> dict[str, Tensor]:
     """The same values in other memory."""
     wide = torch.full([2 * n for n in x.shape], float("nan"), dtype=x.dtype, device=x.device)
     wide[tuple(slice(1, None, 2) for _ in x.shape)] = x
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    backwards = tuple(range(x.dim()))[::-1]
     return {
-        "channels_last_3d": x.contiguous(memory_format=torch.channels_last_3d),
-        "reversed": x.permute(4, 3, 2, 1, 0).contiguous().permute(4, 3, 2, 1, 0),
-        "swin": x.permute(0, 2, 3, 4, 1).contiguous().permute(0, 4, 1, 2, 3),
+        "channels last": x.contiguous(memory_format=formats[x.dim()]),
+        "reversed": x.permute(backwards).contiguous().permute(backwards),
+        "swin": x.movedim(1, -1).contiguous().movedim(-1, 1),
         "strided": wide[tuple(slice(1, None, 2) for _ in x.shape)],
         "frames first": x.transpose(0, 2).contiguous().transpose(0, 2),
     }
@@ -256,25 +247,26 @@ def layouts(x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("op", OPS)
 def test_every_memory_layout_gives_the_same_answer(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((2, 4, 3, 5, 6), 3))
-    expected = run(op, x, attention, (3, 1), backend)
-    for (name, other), maps in zip(layouts(x).items(), layouts(attention).values(), strict=True):
-        assert torch.equal(other, x), name
-        assert_close(run(op, other, maps, (3, 1), backend), expected, 1e-13)
+    tensors = [v.to(device) for v in op.tensors((2, 4, 3, 5, 6), 3)]
+    expected = run(op, tensors, (3, 1), backend)
+    for name in layouts(tensors[0]):
+        others = [layouts(value)[name] for value in tensors]
+        assert all(torch.equal(a, b) for a, b in zip(others, tensors, strict=True)), name
+        assert_close(run(op, others, (3, 1), backend), expected, 1e-13)
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("op", OPS)
 def test_expanded_inputs_and_gradients(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((1, 2, 3, 4, 3), 3))
-    x, attention = x.expand(3, -1, -1, -1, -1), attention.expand(3, -1, -1, -1, -1)
-    expected = run(op, x.contiguous(), attention.contiguous(), (3, 1), backend)
-    assert_close(run(op, x, attention, (3, 1), backend), expected, 1e-13)
-    leaf = x.contiguous().requires_grad_()
-    op(leaf, attention, 3, 1, backend=backend)[0].sum().backward()  # a gradient of stride 0
-    twin = x.contiguous().requires_grad_()
-    output = op(twin, attention, 3, 1, backend=backend)[0]
+    tensors = [v.to(device) for v in op.tensors((1, 2, 3, 4, 3), 3)]
+    tensors = [v.expand(3, *v.shape[1:]) for v in tensors]
+    expected = run(op, [v.contiguous() for v in tensors], (3, 1), backend)
+    assert_close(run(op, tensors, (3, 1), backend), expected, 1e-13)
+    leaf = tensors[0].contiguous().requires_grad_()
+    op(leaf, *tensors[1:], 3, 1, backend=backend)[0].sum().backward()  # a gradient of stride 0
+    twin = tensors[0].contiguous().requires_grad_()
+    output = op(twin, *tensors[1:], 3, 1, backend=backend)[0]
     output.backward(torch.ones_like(output))
     assert_close([leaf.grad], [twin.grad], 1e-13)
 
@@ -283,10 +275,10 @@ def test_expanded_inputs_and_gradients(op, place):
 @pytest.mark.parametrize("op", OPS)
 def test_a_clip_alone_equals_the_clip_in_a_batch(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((3, 4, 2, 5, 3), 3))
-    together = op(x, attention, 3, 1, backend=backend)
+    tensors = [v.to(device) for v in op.tensors((3, 4, 2, 5, 3), 3)]
+    together = op(*tensors, 3, 1, backend=backend)
     for clip in range(3):
-        alone = op(x[clip : clip + 1], attention[clip : clip + 1], 3, 1, backend=backend)
+        alone = op(*(v[clip : clip + 1] for v in tensors), 3, 1, backend=backend)
         assert_close(list(alone), [o[clip : clip + 1] for o in together], 1e-13)
 
 
@@ -294,10 +286,9 @@ def test_a_clip_alone_equals_the_clip_in_a_batch(op, place):
 @pytest.mark.parametrize("op", OPS)
 def test_empty_batch(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((0, 2, 3, 4, 5), 3))
-    results = run(op, x, attention, (3, 1), backend)
-    assert results[-1].numel() == 0
-    assert results[0].shape[0] == 0
+    tensors = [v.to(device) for v in op.tensors((0, 2, 3, 4, 5), 3)]
+    results = run(op, tensors, (3, 1), backend)
+    assert all(result.shape[0] == 0 for result in results)
 
 
 @pytest.fixture
@@ -315,8 +306,8 @@ def poisoned_memory():
 def test_every_entry_is_written(op, place, poisoned_memory):
     device, backend = place
     for shape, kernel_size, dilation in CASES:
-        x, attention = (v.to(device) for v in make(shape, kernel_size))
-        for result in run(op, x, attention, (kernel_size, dilation), backend):
+        tensors = [v.to(device) for v in op.tensors(shape, kernel_size)]
+        for result in run(op, tensors, (kernel_size, dilation), backend):
             assert result.isfinite().all()
 
 
@@ -325,10 +316,10 @@ def test_every_entry_is_written(op, place, poisoned_memory):
 @pytest.mark.parametrize("op", OPS)
 def test_16_bit_error_is_at_most_twice_that_of_plain_torch(op, place, dtype):
     device, backend = place
-    x, attention = (v.to(device) for v in make((2, 32, 4, 8, 9), 3, dtype))
-    exact = run(op, x.double(), attention.double(), (3, 1), "reference")
-    plain = run(op, x, attention, (3, 1), "reference")
-    ours = run(op, x, attention, (3, 1), backend)
+    tensors = [v.to(device) for v in op.tensors((2, 32, 4, 8, 9), 3, dtype)]
+    exact = run(op, [v.double() for v in tensors], (3, 1), "reference")
+    plain = run(op, tensors, (3, 1), "reference")
+    ours = run(op, tensors, (3, 1), backend)
     for result, other, truth in zip(ours, plain, exact, strict=True):
         assert result.dtype == dtype
         error, allowed = ((v.double() - truth).abs() for v in (result, other))
@@ -340,33 +331,28 @@ def test_16_bit_error_is_at_most_twice_that_of_plain_torch(op, place, dtype):
 @pytest.mark.parametrize("op", OPS)
 def test_autocast_changes_nothing(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((1, 3, 3, 4, 5), 3, torch.float32))
-    expected = run(op, x, attention, (3, 1), backend)
+    tensors = [v.to(device) for v in op.tensors((1, 3, 3, 4, 5), 3, torch.float32)]
+    expected = run(op, tensors, (3, 1), backend)
     with torch.autocast(device, dtype=torch.bfloat16):
-        ours = run(op, x, attention, (3, 1), backend)
+        ours = run(op, tensors, (3, 1), backend)
     assert all(result.dtype == torch.float32 for result in ours)
     assert_close(ours, expected, 0 if backend != "reference" else 1e-6)
 
 
 @pytest.mark.parametrize("place", FAST_PLACES)
-def test_compiles_as_one_graph(place):
+@pytest.mark.parametrize("op", OPS)
+def test_compiles_as_one_graph(op, place):
     device, backend = place
-    x, attention = (v.to(device) for v in make((2, 2, 3, 4, 5), 3, torch.float32))
+    tensors = [v.to(device) for v in op.tensors((2, 2, 3, 4, 5), 3, torch.float32)]
 
-    def everything(x: Tensor, attention: Tensor, *window: int, backend: str) -> tuple[Tensor, ...]:
-        outputs = (
-            op(x, attention, *window, backend=backend) for op in (correlation, aggregation, frame_wise)
-        )
-        return tuple(output for several in outputs for output in several)
+    def call(*arguments: object, backend: str) -> tuple[Tensor, ...]:
+        return op(*arguments, backend=backend)
 
+    torch.compiler.reset()
     # aot_eager traces and partitions like the default without compiling loops, which takes minutes here.
-    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
     for name in (backend, "auto"):
-        assert_close(
-            run(functools.partial(compiled), x, attention, (3, 1), name),
-            run(functools.partial(everything), x, attention, (3, 1), backend),
-            1e-6,
-        )
+        assert_close(run(compiled, tensors, (3, 1), name), run(op, tensors, (3, 1), backend), 1e-6)
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -377,12 +363,12 @@ def test_no_shifted_copies_are_kept_for_the_gradient(op):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    x, attention = (v.requires_grad_() for v in make((1, 8, 4, 6, 6), 3))
+    tensors = [v.requires_grad_() for v in op.tensors((1, 8, 4, 6, 6), 3)]
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        outputs = op(x, attention, 3, 1, backend="torch")
+        outputs = op(*tensors, 3, 1, backend="torch")
     assert outputs[0].requires_grad
-    # The clip and one set of maps.
-    assert sum(kept.values()) <= x.nbytes + attention.nbytes
+    # The inputs, and maps that are outputs.
+    assert sum(kept.values()) <= sum(value.nbytes for value in (*tensors, *outputs[1:]))
 
 
 def _x(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -390,6 +376,11 @@ def _x(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 
 CLIP = (1, 2, 3, 4, 5)
+
+
+def _filter(**changed: object) -> Tensor:
+    good = {"x": _x(1, 2, 4, 5), "channel_filter": _x(1, 2, 3, 3), "spatial_filter": _x(1, 9, 4, 5)}
+    return decoupled_dynamic_filter(**{**good, **changed})
 
 
 @pytest.mark.parametrize(
@@ -416,6 +407,15 @@ CLIP = (1, 2, 3, 4, 5)
             lambda: temporal_aggregation(_x(*CLIP), _x(1, 9, 3, 4, 5, dtype=torch.float64)),
             "share dtype and device.*float32 on cpu and.*float64 on cpu",
         ),
+        (lambda: _filter(x=_x(1, 2, 3, 4, 5)), r"\(B, C, H, W\), got 5 dim.*fold the frames of a clip"),
+        (lambda: _filter(x=_x(1, 2, 0, 5)), "only the batch of x may be empty"),
+        (lambda: _filter(x=_x(1, 2, 4, 5, dtype=torch.int32)), "float64, float32.*int32"),
+        (lambda: _filter(channel_filter=_x(1, 2, 9)), r"\(B, C, K, K\) = \(1, 2, 3, 3\).*got \(1, 2, 9\)"),
+        (lambda: _filter(spatial_filter=_x(1, 9, 4, 4)), r"= \(1, 9, 4, 5\) for .*got \(1, 9, 4, 4\)"),
+        (lambda: _filter(stride=2), r"= \(1, 9, 2, 2 or 3\) for .*stride 2, got \(1, 9, 4, 5\)"),
+        (lambda: _filter(stride=0), "stride must be a positive integer, got 0"),
+        (lambda: _filter(combine="sum"), "combine must be 'mul' or 'add', got 'sum'"),
+        (lambda: _filter(channel_filter=_x(1, 2, 3, 3).half()), r"share dtype and device.*float16.*to\(x\)"),
     ],
 )
 def test_wrong_arguments_get_a_clear_error(call, message):

@@ -67,6 +67,7 @@ class Variant:
         lanes: Threads along the channels of a run (channels last), else 1.
         wide_offsets: Offsets within one frame (channels last: with its channels) need 64 bits. Offsets
             between frames, clips and planes always have them.
+        own: Further macros, those of an operator's own text.
     """
 
     dtype: torch.dtype
@@ -75,6 +76,7 @@ class Variant:
     vector: int
     lanes: int
     wide_offsets: bool = False
+    own: tuple[tuple[str, int], ...] = ()
 
     @property
     def pixels(self) -> int:
@@ -152,6 +154,7 @@ class Variant:
             "THREADS": self.threads,
             "BLOCKS": self.blocks,
             "WIDE_OFFSETS": int(self.wide_offsets),
+            **dict(self.own),
         }
 
     @staticmethod

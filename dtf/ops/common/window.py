@@ -16,6 +16,9 @@ from torch.nn import functional as F
 # 5 %, 64 Ki take 1.5 times as long.
 _PIECE = 256 * 1024
 
+Range = tuple[slice, slice]
+"""Rows and columns."""
+
 
 def offsets(kernel_size: int, dilation: int) -> list[tuple[int, int]]:
     """Returns the K*K offsets (dh, dw) of a window, row-major, in pixels."""
@@ -76,7 +79,7 @@ def empty_clip(x: Tensor) -> Tensor:
     return x.new_empty(batch, frames, height, width, channels).permute(0, 4, 1, 2, 3)
 
 
-def _pieces(frames: Tensor) -> Iterator[tuple[slice, slice, int, int]]:
+def pieces(frames: Tensor) -> Iterator[tuple[slice, slice, int, int]]:
     """Cuts (B, T, H, W, C) into (clips, frames, first row, last row + 1) that fit a core's cache."""
     batch, num_frames, height, width, channels = frames.shape
     if frames.device.type != "cpu":
@@ -93,17 +96,38 @@ def _pieces(frames: Tensor) -> Iterator[tuple[slice, slice, int, int]]:
                 yield slice(clip, clip + num_clips), slice(first, first + group), top, bottom
 
 
-def _overlaps(
-    top: int, bottom: int, height: int, width: int, kernel_size: int, dilation: int
-) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
-    """Yields, per offset k, the (rows, columns) whose neighbour lies in the frame, and the neighbours'."""
+def overlaps(
+    top: int,
+    bottom: int,
+    width: int,
+    size: tuple[int, int],
+    kernel_size: int,
+    dilation: int,
+    stride: int = 1,
+) -> Iterator[tuple[int, Range, Range]]:
+    """Yields, per offset k, the (rows, columns) whose neighbour lies in the frame, and the neighbours'.
+
+    Args:
+        top: First row.
+        bottom: Last row + 1.
+        width: Columns.
+        size: (H, W) of the frame with the neighbours.
+        kernel_size: Window side.
+        dilation: Distance of neighbouring window pixels.
+        stride: Row p is the centre of a window at row p * stride of the frame; columns likewise.
+    """
+
+    def along(first: int, last: int, limit: int, step: int) -> tuple[slice, slice]:
+        # first <= p < last with 0 <= p * stride + step < limit
+        first, last = max(first, -(step // stride)), min(last, -((step - limit) // stride))
+        start = first * stride + step
+        return slice(first, last), slice(start, start + (last - first - 1) * stride + 1, stride)
+
     for k, (dh, dw) in enumerate(offsets(kernel_size, dilation)):
-        row0, row1 = max(top, -dh), min(bottom, height - dh)
-        col0, col1 = max(0, -dw), min(width, width - dw)
-        if row0 < row1 and col0 < col1:
-            here = slice(row0, row1), slice(col0, col1)
-            there = slice(row0 + dh, row1 + dh), slice(col0 + dw, col1 + dw)
-            yield k, here, there
+        rows, near_rows = along(top, bottom, size[0], dh)
+        columns, near_columns = along(0, width, size[1], dw)
+        if rows.start < rows.stop and columns.start < columns.stop:
+            yield k, (rows, columns), (near_rows, near_columns)
 
 
 def window_dots(query: Tensor, values: Tensor, out: Tensor, kernel_size: int, dilation: int) -> None:
@@ -116,10 +140,10 @@ def window_dots(query: Tensor, values: Tensor, out: Tensor, kernel_size: int, di
         kernel_size: Window side.
         dilation: Distance of neighbouring window pixels.
     """
-    height, width = query.shape[2:4]
-    for clips, frames, top, bottom in _pieces(query):
+    size = query.shape[2], query.shape[3]
+    for clips, frames, top, bottom in pieces(query):
         q, v, maps = query[clips, frames], values[clips, frames], out[clips, :, frames]
-        for k, (h, w), (near_h, near_w) in _overlaps(top, bottom, height, width, kernel_size, dilation):
+        for k, (h, w), (near_h, near_w) in overlaps(top, bottom, size[1], size, kernel_size, dilation):
             products = q[:, :, h, w] * v[:, :, near_h, near_w]
             torch.sum(products, dim=-1, out=maps[:, k, :, h, w])
 
@@ -134,10 +158,10 @@ def window_sum(maps: Tensor, values: Tensor, out: Tensor, kernel_size: int, dila
         kernel_size: Window side.
         dilation: Distance of neighbouring window pixels.
     """
-    height, width = values.shape[2:4]
-    for clips, frames, top, bottom in _pieces(values):
+    size = values.shape[2], values.shape[3]
+    for clips, frames, top, bottom in pieces(values):
         m, v, o = maps[clips, :, frames].unsqueeze(-1), values[clips, frames], out[clips, frames]
-        for k, (h, w), (near_h, near_w) in _overlaps(top, bottom, height, width, kernel_size, dilation):
+        for k, (h, w), (near_h, near_w) in overlaps(top, bottom, size[1], size, kernel_size, dilation):
             o[:, :, h, w].addcmul_(m[:, k, :, h, w], v[:, :, near_h, near_w])
 
 
@@ -151,8 +175,8 @@ def window_spread(maps: Tensor, values: Tensor, out: Tensor, kernel_size: int, d
         kernel_size: Window side.
         dilation: Distance of neighbouring window pixels.
     """
-    height, width = values.shape[2:4]
-    for clips, frames, top, bottom in _pieces(values):
+    size = values.shape[2], values.shape[3]
+    for clips, frames, top, bottom in pieces(values):
         m, v, o = maps[clips, :, frames].unsqueeze(-1), values[clips, frames], out[clips, frames]
-        for k, (h, w), (near_h, near_w) in _overlaps(top, bottom, height, width, kernel_size, dilation):
+        for k, (h, w), (near_h, near_w) in overlaps(top, bottom, size[1], size, kernel_size, dilation):
             o[:, :, near_h, near_w].addcmul_(m[:, k, :, h, w], v[:, :, h, w])
