@@ -127,6 +127,7 @@ def test_what_lies_outside_the_stages_is_shown():
     ]
 
 
+@pytest.mark.slow
 def test_table_in_the_documents():
     table = models_table()
     pages = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -62,6 +62,7 @@ def test_path_lists_name_videos_by_the_last_part_of_the_path(tmp_path):
         read_path_lists({"train": listed})
 
 
+@pytest.mark.slow
 def test_memory_of_many_records_is_small(tmp_path):
     rng = np.random.default_rng(0)
     letters = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", "S1")
@@ -141,6 +142,7 @@ def check(read, *sources):
         assert all(re.fullmatch(rb"[A-Za-z0-9_-]+", name) for name in split.ids)
 
 
+@pytest.mark.slow
 @FUZZ
 @given(BYTES)
 @example(HEADER.encode() + b"a\0b,AAAAAAAAAAA,1,2,t,0\n")
@@ -150,6 +152,7 @@ def test_fuzz_kinetics(tmp_path, data):
     check(lambda: read_kinetics({"train": path}), "train.csv")
 
 
+@pytest.mark.slow
 @FUZZ
 @given(BYTES)
 def test_fuzz_something(tmp_path, data):
@@ -162,6 +165,7 @@ def test_fuzz_something(tmp_path, data):
     check(lambda: read_something(labels, {"test": test}, path), "fuzz.json")
 
 
+@pytest.mark.slow
 @FUZZ
 @given(BYTES)
 def test_fuzz_diving48(tmp_path, data):
@@ -170,6 +174,7 @@ def test_fuzz_diving48(tmp_path, data):
     check(lambda: read_diving48(path, {}), "fuzz.json")
 
 
+@pytest.mark.slow
 @FUZZ
 @given(BYTES)
 def test_fuzz_path_lists(tmp_path, data):

@@ -54,6 +54,7 @@ def test_hostile_videos_give_one_reason_and_take_no_memory(name, tmp_path, monke
     assert "\n" not in reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_hostile_videos_among_good_ones(num_workers, tmp_path):
     """Training and evaluation go through all of them; each is named, and clips are those of good ones."""

@@ -261,6 +261,7 @@ def test_the_norm_is_converted_to_synchronised_batch_norm():
     assert_close(converted(x), expected, 1e-13)
 
 
+@pytest.mark.slow
 def test_compiles_as_one_graph():
     block = awake(DTFBlock(8, 4))
     x = clip(2, 8, 4, 5, 3, dtype=torch.float32).requires_grad_()

@@ -101,6 +101,7 @@ def test_it_can_be_switched_off() -> None:
     assert len(calls) == 1
 
 
+@pytest.mark.slow
 def test_with_the_compiler() -> None:
     plain = build("c2d_tiny")
     for module in plain.modules():

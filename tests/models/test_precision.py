@@ -81,6 +81,7 @@ def test_float16_keeps_its_range() -> None:
     assert grad.isfinite().all()
 
 
+@pytest.mark.slow
 def test_bfloat16_training_follows_float32() -> None:
     """50 steps of dtf_tiny on moving dots under autocast: a loss within noise of float32's, no NaN."""
     generator = torch.Generator().manual_seed(0)

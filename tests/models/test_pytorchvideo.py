@@ -220,6 +220,7 @@ def test_torch_export(name):
     torch.testing.assert_close(exported(video), model(video), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_compile_takes_it_whole():
     model = small("ptv_slowfast_r50", dropout=0.0)
     awaken(model)

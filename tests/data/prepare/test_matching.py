@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from prepared import A, B, C, D, first_numbers, kinetics
 
 from dtf.data.prepare import main
 
 
+@pytest.mark.slow
 def test_of_two_files_the_replacement_then_the_right_folder_is_taken(tmp_path):
     root = kinetics(
         tmp_path / "k",

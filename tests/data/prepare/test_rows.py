@@ -42,6 +42,7 @@ def outcomes(videos):
     return videos.db.execute("SELECT path, usable, error FROM outcomes ORDER BY number").fetchall()
 
 
+@pytest.mark.slow
 def test_240000_videos_take_little_memory(tmp_path):
     status, peak = Path("/proc/self/status"), Path("/proc/self/clear_refs")
     if not peak.exists():

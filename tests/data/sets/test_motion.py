@@ -110,6 +110,7 @@ def test_files_are_h264_and_close_to_what_was_drawn(tmp_path):
     assert np.abs(decoded.mean(-1) - frames.mean(-1)).mean() < 6
 
 
+@pytest.mark.slow
 def test_generated_once_reproducibly_and_only_whole(tmp_path):
     counts = {"train": 2, "test": 1}
     root = generate_motion(tmp_path / "a" / "motion", counts, seed=5)
