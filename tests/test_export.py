@@ -43,7 +43,11 @@ SWIN = {
 }
 # The operators of a 3 x 3 window are in Swin's graph.
 RESNET = {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "kernel_size": 1}
-NETWORKS = {"dtf_swin_small": SWIN, "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)}}
+NETWORKS = {
+    "dtf_swin_small": SWIN,
+    "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
+    "ddf_tiny": {"clip_length": 1, "widths": (8, 8, 8, 8)},
+}
 
 
 def weights_file(folder: Path, name: str, **arguments) -> Path:
@@ -54,6 +58,8 @@ def weights_file(folder: Path, name: str, **arguments) -> Path:
         if isinstance(module, DTFBlock):
             nn.init.normal_(module.alpha, std=0.1)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
+            if module.weight is not None:
+                nn.init.ones_(module.weight)
             module.running_mean.normal_(std=0.1)
             module.running_var.uniform_(0.5, 1.5)
     data = SETTINGS | {"clip_length": network.clip_length, "crop_px": 16}

@@ -311,7 +311,7 @@ class DDFPack(TemporalLayer):
         values = torch.stack(energies, dim=1).unflatten(0, (-1, steps)).mean(dim=1)
         places = offsets(self.kernel_size, self.dilation)
         labels = tuple(f"row {dh:+d}, column {dw:+d}" for dh, dw in places)
-        return Maps("filter", "what each tap of the dynamic filters adds", values, labels)
+        return Maps("taps", "what each tap of the dynamic filters adds", values, labels)
 
     def watched(self) -> dict[str, Tensor]:
         """The learnt scales of the channels' filters."""

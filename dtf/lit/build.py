@@ -120,13 +120,15 @@ def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: 
         clip_length: frames.
         goes_on: whether the weights of a checkpoint will follow: then no pretrained ones are read.
 
-    `depth` and `size` only make up the name of networks that do not take them; null means the network's own
-    default.
+    Settings that only make up the network's name (`depth` and `size` where it does not take them, others
+    where the name fixes them to the same) are left out; null means the network's own default.
     """
     settings = plain(cfg)
     name, pretrained = settings.pop("name"), settings.pop("pretrained", False)
     pretrained = False if goes_on else pretrained
-    of_name = {"depth", "size"} - set(architecture(name).defaults)
+    entry = architecture(name)
+    of_name = {"depth", "size"} - set(entry.defaults)
+    of_name |= {key for key, value in entry.fixed.items() if settings.get(key) == value}
     overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
     return create_model(
         name, num_classes=num_outputs, clip_length=clip_length, pretrained=pretrained, **overrides

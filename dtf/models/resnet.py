@@ -90,11 +90,13 @@ class _ResNet(ResNet):
     """timm's ResNet, which draws no weights anew within the temporal layers that it carries."""
 
     def init_weights(self, zero_init_last: bool = True) -> None:
-        """Kaiming normal, fan out, for the convolutions, as timm; norms are left at the identity."""
+        """Kaiming normal, fan out, for convolutions, as timm; zero for the last norms of blocks if wanted."""
         own = {id(part) for layer in temporal_layers(self).values() for part in layer.modules()}
         for module in self.modules():
             if isinstance(module, nn.Conv2d) and id(module) not in own:
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if zero_init_last and isinstance(module, BasicBlock | Bottleneck):
+                module.zero_init_last()
 
 
 class VideoResNet(VideoNetwork):
@@ -152,9 +154,17 @@ class ResNetOptions(Options):
 
 
 def build_resnet(
-    options: ResNetOptions, num_classes: int, clip_length: int, temporal: Temporal | None
+    options: ResNetOptions,
+    num_classes: int,
+    clip_length: int,
+    temporal: Temporal | None,
+    *,
+    zero_init_last: bool = False,
 ) -> VideoResNet:
-    """Builds a ResNet on folded frames that carries temporal layers, or none (C2D)."""
+    """Builds a ResNet on folded frames that carries temporal layers, or none (C2D).
+
+    With ``zero_init_last`` a fresh block adds nothing to its shortcut.
+    """
     layers, widths, stem_width = options.layers, options.widths, options.stem_width
     if len(layers) != 4 or len(widths) != 4:
         raise ValueError(
@@ -182,6 +192,7 @@ def build_resnet(
         in_chans=channels,
         channels=tuple(widths),
         drop_path_rate=options.drop_path_rate,
+        zero_init_last=zero_init_last,
         **arguments,
     )
     if stem_width is not None:

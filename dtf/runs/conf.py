@@ -19,10 +19,14 @@ def is_option(group: str, name: str) -> bool:
 def network_settings(conf: Path, name: str) -> dict[str, Any] | None:
     """The settings that stand for a network's registered name; None for one that no file knows."""
     for path in (conf / "model").glob("*.yaml"):
-        found = re.search(r"^name: (\w+)\$\{\.(\w+)\}", path.read_text("utf-8"), flags=re.M)
-        if found and re.fullmatch(re.escape(found[1]) + r"\w+", name):
-            size = name.removeprefix(found[1])
-            return {"defaults": [path.stem, "_self_"], found[2]: int(size) if size.isdecimal() else size}
+        template = re.search(r"^name: (\S+)", path.read_text("utf-8"), flags=re.M)
+        # NAME_resnet${.depth}: texts and, between them, the settings that make up the name.
+        texts = re.split(r"\$\{\.(\w+)\}", template[1]) if template else []
+        keys = texts[1::2]
+        found = re.fullmatch(r"(\w+?)".join(map(re.escape, texts[::2])), name) if keys else None
+        if found:
+            values = {k: int(v) if v.isdecimal() else v for k, v in zip(keys, found.groups(), strict=True)}
+            return {"defaults": [path.stem, "_self_"], **values}
     return None
 
 

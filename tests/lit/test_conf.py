@@ -21,7 +21,8 @@ from dtf.lit.callbacks import BestCheckpoint
 from dtf.lit.optim import OptimConfig
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
-from dtf.runs.composing import explain, plain
+from dtf.runs.composing import explain, name_networks, plain
+from dtf.runs.conf import network_settings
 from dtf.runs.measure import measures
 from dtf.runs.process import RUN_FOLDER
 
@@ -64,6 +65,7 @@ def test_model(option: str) -> None:
     small = {
         "resnet": ["model.depth=18"],
         "swin": ["data.crop_px=64", "model.embed_dim=24"],
+        "ddf_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ptv_slow_r50": ["model.width=8"],
         "ptv_slowfast_r50": ["model.width=8", "model.depth=18"],
         "ptv_x3d_s": ["model.width_factor=1", "model.depth_factor=0.5"],
@@ -74,7 +76,7 @@ def test_model(option: str) -> None:
     }
     cfg = settings(f"model={option}", *small.get(option, small.get(option.split("_")[1], [])))
     network = build.build_network(cfg.model, Sizes.num_classes, Sizes.clip_length)
-    assert network.name.startswith(option)
+    assert network.name == option or network_settings(CONF, network.name)["defaults"][0] == option
     assert network.arguments["num_classes"] == 3
     assert network.arguments["clip_length"] == 8
     if "depth" in cfg.model and option.startswith("ptv"):
@@ -86,16 +88,17 @@ def test_model(option: str) -> None:
 
 
 def test_every_registered_network_has_a_config() -> None:
-    named = set()
-    for option in options("model"):
-        kind = option.split("_")[1]
-        sizes = {
-            "resnet": [f"model.depth={d}" for d in (18, 50, 101)],
-            "swin": [f"model.size={s}" for s in ("tiny", "small", "base", "large")],
-        }
-        for size in sizes.get(kind, ["model.pretrained=false"]):
-            named.add(settings(f"model={option}", size).model.name)
-    assert named == set(list_models())
+    name_networks(CONF, [f"model={name}" for name in list_models()])
+    for name in list_models():
+        assert settings(f"model={name}").model.name == name
+
+
+def test_what_the_name_says_is_no_argument_besides() -> None:
+    cfg = settings("model=ddf_add_resnet50", "model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]")
+    assert (cfg.model.combine, cfg.model.depth) == ("add", 50)
+    network = build.build_network(cfg.model, 3, 1)
+    assert network.name == "ddf_add_resnet50"
+    assert "combine" not in network.arguments
 
 
 def test_every_argument_of_a_network_can_be_set() -> None:

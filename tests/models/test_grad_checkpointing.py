@@ -16,6 +16,7 @@ RESNET = {"widths": [8, 8, 16, 16], "stem_width": 8, "layers": [1, 2, 1, 1]}
 NETWORKS = {
     "dtf_tiny": RESNET | {"filter_groups": 8},
     "c2d_tiny": RESNET,
+    "ddf_tiny": RESNET,
     "dtf_swin_tiny": SWIN | {"filter_groups": 1},
     "c2d_swin_tiny": SWIN,
 }

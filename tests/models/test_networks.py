@@ -35,6 +35,12 @@ PARAMETERS = {
     "c2d_swin_small": 49_158_490,
     "c2d_swin_tiny": 27_840_586,
     "c2d_tiny": 359_904,
+    "ddf_add_resnet101": 26_917_512,
+    "ddf_add_resnet50": 15_614_348,
+    "ddf_mul_resnet101": 26_917_512,
+    "ddf_mul_resnet152": 36_233_500,
+    "ddf_mul_resnet50": 15_614_348,
+    "ddf_tiny": 563_234,
     "dtf_resnet101": 51_774_512,
     "dtf_resnet18": 16_343_696,
     "dtf_resnet50": 28_815_536,
@@ -49,7 +55,9 @@ PARAMETERS = {
 def small(name: str, **more: object) -> nn.Module:
     sizes = next((SMALL[key] for key in SMALL if key in name), {})
     torch.manual_seed(0)
-    arguments = {"num_classes": 5, "clip_length": 8, **sizes, **more}
+    # Of few channels a share predicts the filters: all, so that none of them is a ReLU that stands alone.
+    share = {"se_ratio": 1.0} if "se_ratio" in architecture(name).defaults else {}
+    arguments = {"num_classes": 5, "clip_length": 8, **sizes, **share, **more}
     return create_model(name, **arguments)
 
 
@@ -67,6 +75,8 @@ def awaken(model: nn.Module) -> nn.Module:
                 nn.init.normal_(parameter)
     for norm in norms:
         norm.momentum = 1.0
+        if norm.weight is not None and not norm.weight.any():
+            nn.init.ones_(norm.weight)
     height, width = model.image_size or (32, 32)
     dtype = next(model.parameters()).dtype
     with torch.no_grad():
@@ -166,7 +176,7 @@ def test_only_filters_see_the_order_of_the_steps(size):
         assert same == blind, kind
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny"])
 def test_a_video_alone_equals_the_video_in_a_batch_in_every_layout(name):
     model = awaken(small(name).double())
     video = torch.randn(3, 3, 8, 32, 32, dtype=torch.float64)
@@ -185,7 +195,7 @@ def test_any_clip_length_and_stride(name, frames, stride):
     assert model(torch.randn(1, 3, frames, 32, 32)).shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50"])
 def test_resnets_take_any_frame_size(name):
     model = small(name).eval()
     assert model(torch.randn(1, 3, 8, 33, 51)).shape == (1, 5)
@@ -233,7 +243,7 @@ def test_a_step_of_training_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny"])
 def test_networks_run_under_autocast(name):
     model = awaken(small(name)).train()
     video = torch.randn(2, 3, 8, 32, 32)
@@ -313,9 +323,11 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         create_model("dtf_tiny", num_classes=0, dropout=2, kernel_size=0)
 
 
-@pytest.mark.parametrize("name", ["c2d_tiny", "dtf_tiny"])
+@pytest.mark.parametrize("name", ["c2d_tiny", "ddf_tiny", "dtf_tiny"])
 def test_an_image_is_a_clip_of_one_frame(name):
-    model = small(name, clip_length=1, temporal_stride=1, **({"filter_groups": 2} if name[0] == "d" else {}))
+    model = small(
+        name, clip_length=1, temporal_stride=1, **({"filter_groups": 2} if name == "dtf_tiny" else {})
+    )
     image = torch.randn(2, 3, 32, 32)
     assert torch.equal(model.eval()(image), model(image.unsqueeze(2)))
 
