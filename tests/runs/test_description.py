@@ -163,8 +163,9 @@ def test_a_checkpoint_makes_no_data(tmp_path: Path) -> None:
     cfg = eval_data()
     apply_stored(cfg, stored, [])
     assert cfg.clips_per_class == {"train": 10**6}
-    for root, given in ((tmp_path / "gone", []), (tmp_path, ["data.root=/typed"])):
-        cfg = eval_data()
+    typed = f"data.root={tmp_path}/typed"  # what the default names may be there
+    for root, given in ((tmp_path / "gone", []), (tmp_path, [typed])):
+        cfg = eval_data(typed)
         apply_stored(cfg, stored | {"root": str(root)}, given)
         assert cfg.clips_per_class == eval_data().clips_per_class
         assert "unknown" not in cfg
