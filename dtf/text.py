@@ -14,7 +14,7 @@ import os
 import re
 import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
@@ -28,6 +28,11 @@ def printable(text: str) -> str:
     """One line that every terminal, log and encoding takes: control signs and odd bytes become escapes."""
     text = text.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text that may have any length, for a message: what is beyond `most` signs becomes "..."."""
+    return text if len(text) <= most else f"{text[:most]}..."
 
 
 def printable_lines(text: str) -> str:
@@ -136,7 +141,14 @@ def program(name: str) -> str:
     return as_started(f"python {name}.py")
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """`, did you mean X?` for the nearest known name, or an empty text."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]}?" if matches else ""
+def nearest(name: str, known: Iterable[str], show: Callable[[str], str] = str, most: int = 1) -> str:
+    """`; did you mean X?` for the nearest known names, or an empty text.
+
+    Args:
+        name: what was given.
+        known: what is allowed.
+        show: a name as the message has it, `repr` for one with quotes.
+        most: names to show, with "or" between them.
+    """
+    matches = difflib.get_close_matches(name, list(known), n=most, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(show, matches))}?" if matches else ""

@@ -10,7 +10,6 @@ Array letter: N videos of a split.
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 import re
@@ -24,7 +23,7 @@ import numpy as np
 
 from dtf.data import bounds
 from dtf.data.lists import check_numbers, iter_rows, parse_label, raise_faults
-from dtf.text import printable
+from dtf.text import nearest, printable
 
 StrPath = str | os.PathLike[str]
 
@@ -196,8 +195,7 @@ def kind(entry: object) -> str:
 
 
 def unknown_class(name: str, known: Sequence[str], faults: Sequence[str]) -> str:
-    near = difflib.get_close_matches(name[:100], known, n=1) if len(faults) < _HINTS else []
-    hint = f"; did you mean {near[0]!r}?" if near else ""
+    hint = nearest(name[:100], known, repr) if len(faults) < _HINTS else ""
     return f"{shown(name)} is not one of the {len(known)} classes{hint}"
 
 

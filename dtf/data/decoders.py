@@ -30,7 +30,6 @@ Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import re
@@ -43,7 +42,7 @@ import torch
 
 from dtf.data.decode import VideoError, VideoReader, check_pyav, open_stream
 from dtf.data.reader import FrameReader
-from dtf.text import printable
+from dtf.text import nearest, printable
 
 
 class LibraryReader(FrameReader):
@@ -232,8 +231,7 @@ def reader_class(decoder: str) -> type[VideoReader] | type[LibraryReader]:
     if decoder == "pyav":
         return VideoReader
     if decoder not in _LIBRARIES:
-        near = difflib.get_close_matches(str(decoder), DECODERS, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = nearest(str(decoder), DECODERS, repr)
         raise ValueError(f"unknown decoder {decoder!r}{hint} (allowed: {', '.join(DECODERS)})")
     _LIBRARIES[decoder].load_library()
     return _LIBRARIES[decoder]

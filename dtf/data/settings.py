@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 from dtf.data.lists import raise_faults
+from dtf.text import nearest
 
 T = TypeVar("T")
 
@@ -17,9 +17,8 @@ def known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) -
     faults = []
     for key in given or {}:
         if key not in allowed:
-            near = difflib.get_close_matches(str(key), allowed, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            faults.append(f"unknown key {key!r}; {hint}allowed: {', '.join(allowed)}")
+            hint = nearest(str(key), allowed, repr) or ";"
+            faults.append(f"unknown key {key!r}{hint} allowed: {', '.join(allowed)}")
     raise_faults(where, faults)
     return given or {}
 

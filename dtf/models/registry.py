@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any
 
 from dtf.layers.options import Options, defaults_of
 from dtf.layers.temporal import Family, Temporal
 from dtf.models.network import VideoNetwork
+from dtf.text import nearest
 
 Build = Callable[[Any, int, int, Temporal | None], VideoNetwork]
 Load = Callable[[VideoNetwork, bool | str | os.PathLike[str], str | None], None]
@@ -103,17 +103,15 @@ def list_models() -> list[str]:
     return sorted(_ARCHITECTURES)
 
 
-def nearest(given: str, names: list[str]) -> str:
+def _allowed(given: str, names: list[str]) -> str:
     """Returns the part of an error message that leads from a wrong name to the right one."""
-    near = get_close_matches(given, names, n=3)
-    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-    return f"{hint}Allowed: {', '.join(names)}"
+    return f"{nearest(given, names, repr, 3) or ';'} Allowed: {', '.join(names)}"
 
 
 def architecture(name: str) -> Architecture:
     """Returns the registered entry; ``ValueError`` with the nearest names if there is none."""
     if name not in _ARCHITECTURES:
-        raise ValueError(f"unknown model {name!r}; {nearest(name, list_models())}")
+        raise ValueError(f"unknown model {name!r}{_allowed(name, list_models())}")
     return _ARCHITECTURES[name]
 
 
@@ -158,7 +156,7 @@ def create_model(
         overrides["temporal_stride"] = temporal_stride
     for key in overrides:
         if key not in allowed:
-            raise ValueError(f"{name}: unknown argument {key!r}; {nearest(key, sorted(set(allowed)))}")
+            raise ValueError(f"{name}: unknown argument {key!r}{_allowed(key, sorted(set(allowed)))}")
     arguments: dict[str, Any] = {**entry.defaults, "num_classes": num_classes, "clip_length": clip_length}
     arguments.update(overrides)
     arguments = {key: plain(name, key, value) for key, value in arguments.items()}

@@ -19,13 +19,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
 
 from dtf.ops.common import runtime
 from dtf.ops.common.private import constant_in_graphs
+from dtf.text import nearest
 
 BackendName = Literal["auto", "reference", "torch", "cupy"]
 
@@ -144,7 +144,7 @@ class Operator:
         if backend != "auto":
             if backend not in self.backends:
                 raise ValueError(
-                    f"{self.name}: unknown backend {backend!r}; {_allowed(backend, ['auto', *self.backends])}"
+                    f"{self.name}: unknown backend {backend!r}{_allowed(backend, ['auto', *self.backends])}"
                 )
             reasons = self.backends[backend].refusals(*tensors)
             if reasons:
@@ -227,9 +227,7 @@ def cupy_kernels(run: Callable[..., Any], custom_op: str) -> Backend:
 
 
 def _allowed(given: str, names: list[str]) -> str:
-    near = get_close_matches(given, names, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    return f"{hint}Allowed: {', '.join(names)}"
+    return f"{nearest(given, names, repr) or ';'} Allowed: {', '.join(names)}"
 
 
 def describe() -> str:
