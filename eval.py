@@ -6,28 +6,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dtf.runs.command import command
-from dtf.runs.folder import run_folder
+from dtf.runs.folder import refuse_training, run_folder
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 
 def _prepare(arguments: list[str]) -> list[str]:
-    from dtf.apply.graphs import read_data
-    from dtf.runs.stored import choose_data
+    from dtf.apply.graphs import read_data, read_task
+    from dtf.runs.stored import choose_data, choose_task
 
     for argument in arguments:
         if argument.startswith("output="):
-            _refuse_training(Path(argument.removeprefix("output=").strip("'\"")))
-    return choose_data(arguments, read_data)
-
-
-def _refuse_training(folder: Path) -> None:
-    """ValueError where a folder is that of a training, whose files an evaluation would replace."""
-    config = folder / "config.yaml"
-    trained = config.is_file() and "\noptim:" in config.read_text("utf-8", "replace")
-    if trained or (folder / "checkpoints").exists():
-        raise ValueError(f"output={folder} is the folder of a training: give the evaluation one of its own")
+            refuse_training(Path(argument.removeprefix("output=").strip("'\"")))
+    return choose_task(choose_data(arguments, read_data), read_task)
 
 
 @command("eval", prepare=_prepare)
@@ -45,7 +37,7 @@ def main(cfg: DictConfig) -> dict[str, float]:
     from dtf.report import write_report
 
     folder = run_folder()
-    _refuse_training(folder)
+    refuse_training(folder)
     run = evaluation.build_evaluation(cfg, folder)
     with running(run.trainer):
         result = evaluation.test(run)

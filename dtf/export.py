@@ -92,7 +92,14 @@ def export(
         )
     import torch
 
-    from dtf.apply.graphs import ServedNetwork, describe, load_network, open_classifier, served_settings
+    from dtf.apply.graphs import (
+        ServedNetwork,
+        describe,
+        load_network,
+        open_classifier,
+        read_task,
+        served_settings,
+    )
     from dtf.models import save_weights
 
     path = Path(checkpoint)
@@ -118,7 +125,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".exporting-") as scratch:
             target = Path(scratch, NAMES[kind])
             if kind == "safetensors":
-                save_weights(target, network, {"class_names": class_names, "data": served_settings(data)})
+                about = {"class_names": class_names, "data": served_settings(data), "task": read_task(path)}
+                save_weights(target, network, about)
             else:
                 program = program or trace(served, clips[:2])
                 write = write_program if kind == "torch" else write_onnx

@@ -66,6 +66,12 @@ class Run:
         return self.results.get("metrics", {}).get(name)
 
     @property
+    def split(self) -> str | None:
+        """What its results are on: "test", or "validation" where that is what was tested."""
+        told = self.results.get("split_is", "").partition(" split")[0]
+        return told or self.results.get("split")
+
+    @property
     def is_finished(self) -> bool:
         """Whether it has results."""
         return self.status in ("finished", "skipped")
@@ -212,7 +218,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
         longest = max(len(run.settings.get(key, run.folder.name)) for run in runs)
         table.add_column(markup(key), overflow="fold", min_width=min(16, longest))
     table.add_column("status", no_wrap=True)
-    split = next((run.results["split"] for run in runs if "split" in run.results), "test")
+    split = next((run.split for run in runs if run.split), "test")
     known = _measures(runs)
     aim = _measure(objective, known)
     figures = {
@@ -225,7 +231,7 @@ def print_table(folder: Path, runs: Sequence[Run], objective: str) -> None:
     figures = {column: texts for column, texts in figures.items() if any(texts)}
     for column in figures:
         # In a narrow terminal, headings break where they have a space.
-        table.add_column(column, justify="right", no_wrap=" " not in column)
+        table.add_column(markup(column), justify="right", no_wrap=" " not in column)
     for i, run in enumerate(runs[:ROWS_SHOWN]):
         settings = [markup(value) for value in run.settings.values()] if keys else [markup(run.folder.name)]
         colour = {"failed": "red", "unfinished": "yellow"}.get(run.status)
@@ -360,7 +366,7 @@ def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str
     if joint and any(r.metric(objective) is not None for r in runs):
         label = _title(objective, known) + " (best epoch)"
         axes.scatter([], [], s=120, marker="|", color="crimson", label=drawable(label))
-    split = next((r.results["split"] for r in runs if "split" in r.results), "test")
+    split = next((run.split for run in runs if run.split), "test")
     axes.set_yticks(ticks, [drawable(", ".join(group)) for group in groups], parse_math=False)
     axes.set_ylim(bottom - height / 2, -height - space / 2)
     axes.set_xlim(0, max(top, 0.01) * 1.4)

@@ -490,6 +490,22 @@ def test_a_damaged_run_is_one_line_of_the_summary(tmp_path: Path) -> None:
     assert sweep.summarize(tmp_path) == 0, "nothing has failed since the sweep was last started"
 
 
+def test_validation_is_not_called_a_test(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = made_up(tmp_path, "a", [], 0.5)
+    found = json.loads((run / "results.json").read_text())
+    for told, shown in (
+        ("validation split (on which training chooses its best checkpoint)", "validation top-1"),
+        ("test split", "test top-1"),
+        ("[red]x[/red]", "[red]x[/red] top-1"),
+    ):
+        (run / "results.json").write_text(json.dumps(found | {"split_is": told}))
+        assert sweep.summarize(tmp_path) == 0
+        assert shown in capsys.readouterr().out
+    (run / "results.json").write_text(json.dumps(found | {"split_is": ["test split"]}))
+    sweep.summarize(tmp_path)
+    assert "is damaged: split_is cannot be" in capsys.readouterr().out
+
+
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = documented("sweeps.md", "dtf.sweep")
     assert words[:2] == ["-m", "dtf.sweep"]

@@ -28,7 +28,7 @@ from dtf.data.clip_view import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
 from dtf.runs.checkpoint import load_checkpoint
-from dtf.runs.description import taken_data, taken_names
+from dtf.runs.description import taken_data, taken_names, taken_task
 
 FORMAT = "dtf-export-1"
 GRAPHS = (".onnx", ".pt2")
@@ -146,6 +146,20 @@ def read_data(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"{path} does not say what it was trained on: not written by python -m dtf.export")
     return taken_data(path, data, [])
+
+
+def read_task(path: Path) -> str | None:
+    """The name of the task that a network was trained for; None where its file does not say.
+
+    Raises:
+        ValueError: the file is missing, damaged or not ours.
+    """
+    if path.suffix == ".safetensors":
+        return taken_task(path, load_weights(path)[1].get("task"))
+    if path.suffix in GRAPHS:
+        return None
+    task = load_checkpoint(path, weights=False).config.get("task")
+    return taken_task(path, task.get("name") if isinstance(task, Mapping) else task)
 
 
 def _read_archive(path: Path) -> Any:

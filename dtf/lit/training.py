@@ -216,7 +216,8 @@ def report(run: Training) -> None:
     weights = folder / "model.safetensors"
     # To be shared: where the videos lie on this machine is nobody else's business.
     shared = {k: v for k, v in run.description["data"].items() if k != "root"}
-    save_weights(weights, network, {"class_names": run.description["class_names"], "data": shared})
+    names = run.description["class_names"]
+    save_weights(weights, network, {"class_names": names, "data": shared, "task": task.name})
     title = f"{network.name} on {data.name}"
     metrics = {name: value if math.isfinite(value) else None for name, value in run.metrics.items()}
     figures = {"seconds": run.seconds, "metrics": metrics, "config": run.config}

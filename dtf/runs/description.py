@@ -13,6 +13,7 @@ from typing import Any
 
 from dtf.data.clip_view import CLIP_KEYS, STAGES
 from dtf.files import leads_out
+from dtf.text import shortened
 
 MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
@@ -38,6 +39,21 @@ def taken_names(path: Path, names: Any, num_classes: Any) -> list[str]:
             f"{path}: damaged description: it names {len(names)} classes, its network has {num_classes}"
         )
     return names
+
+
+def taken_task(path: Path, task: Any) -> str | None:
+    """The name of the task that a file of weights gives; None where it does not say.
+
+    Args:
+        path: the file, for messages.
+        task: what it says, anything.
+
+    Raises:
+        ValueError: it is no name.
+    """
+    if task is not None and not (isinstance(task, str) and re.fullmatch(r"[A-Za-z]\w{0,99}", task, re.ASCII)):
+        raise _damaged(path, "task", task)
+    return task
 
 
 def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:
@@ -119,6 +135,4 @@ def _is_text(value: Any) -> bool:
 
 def _damaged(path: Path, key: str, value: Any) -> ValueError:
     # The values were counted when the file was read: their text has an end.
-    text = repr(value)
-    shown = text if len(text) <= 80 else f"{text[:80]}..."
-    return ValueError(f"{path}: damaged description: {key} cannot be {shown}")
+    return ValueError(f"{path}: damaged description: {key} cannot be {shortened(repr(value))}")

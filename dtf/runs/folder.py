@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtf.errors import RunError
-from dtf.files import explaining, open_regular, read_json, read_yaml
+from dtf.files import MOST_BYTES_YAML, explaining, open_regular, read_json, read_text, read_yaml
 from dtf.runs.lock import lock
 from dtf.runs.measure import measures
 from dtf.runs.process import RUN_FOLDER, is_first_process
@@ -109,7 +109,7 @@ def read_results(path: Path) -> dict[str, Any]:
         ValueError: it is damaged: no JSON object, or its entries have other types than train.py writes.
     """
     found = {"metrics": {}} | read_json(path)
-    kinds: dict[str, Any] = {"config": Mapping, "metrics": Mapping, "split": str}
+    kinds: dict[str, Any] = {"config": Mapping, "metrics": Mapping, "split": str, "split_is": str}
     try:
         known = [measure.name for measure in measures(found.get("task"))]
     except ValueError as error:
@@ -122,3 +122,15 @@ def read_results(path: Path) -> dict[str, Any]:
         ):
             raise ValueError(f"{path} is damaged: {key} cannot be {str(value)[:80]}")
     return found
+
+
+def refuse_training(folder: Path) -> None:
+    """Refuse a folder of a training for an evaluation, which would replace its files.
+
+    Raises:
+        ValueError: it is one, or its config.yaml cannot be read.
+    """
+    config = folder / "config.yaml"
+    trained = config.exists() and "\noptim:" in read_text(config, MOST_BYTES_YAML)
+    if trained or (folder / "checkpoints").exists():
+        raise ValueError(f"output={folder} is the folder of a training: give the evaluation one of its own")

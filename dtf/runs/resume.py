@@ -24,7 +24,7 @@ from dtf.files import leads_out
 from dtf.runs.conf import CONF, is_option, quoted
 from dtf.runs.folder import OVERRIDES, RESULTS, read_overrides, read_results
 from dtf.runs.process import is_first_process
-from dtf.text import printable, program
+from dtf.text import printable, program, shortened
 
 if TYPE_CHECKING:
     from dtf.runs.checkpoint import Checkpoint
@@ -78,14 +78,14 @@ def expand(arguments: list[str]) -> list[str]:
     for entry in entries:
         override = _parse(entry)
         if override is None:
-            raise ValueError(f"{saved} is damaged: {entry[:_SHOWN]} is no setting KEY=VALUE")
+            raise ValueError(f"{saved} is damaged: {shortened(entry, _SHOWN)} is no setting KEY=VALUE")
         if override.key_or_group in ("output", "resume"):
             continue
         fault = _fault(override)
         if fault is None or trusted:
             kept.append(entry)
         if fault is not None and _key(entry) not in again:
-            doubts.append(f"{entry[:_SHOWN]} {fault}")
+            doubts.append(f"{shortened(entry, _SHOWN)} {fault}")
     if doubts and not trusted:
         more = f"; and {len(doubts) - 10} more" if len(doubts) > 10 else ""
         raise ValueError(
@@ -178,7 +178,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """
     before, after = _flat(old), _flat(new)
     return [
-        f"{key}: {before.get(key, 'absent')} -> {after.get(key, 'absent')}"
+        f"{key}: {shortened(str(before.get(key, 'absent')))} -> {shortened(str(after.get(key, 'absent')))}"
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key) and not _is_below(key, _FREE)
     ]
@@ -232,8 +232,9 @@ def check_same_run(checkpoint: Checkpoint, description: Mapping[str, Any]) -> li
     changed = changes(_with_task(checkpoint.config), _with_task(description["config"]))
     different += [c for c in changed if not _is_below(c.split(":")[0], _CHANGEABLE) and c not in different]
     if different:
+        shown = ", ".join(shortened(line, _SHOWN) for line in different[:8])
         raise RunError(
-            f"{checkpoint.path} belongs to a run with other settings ({', '.join(different[:8])}): "
+            f"{checkpoint.path} belongs to a run with other settings ({shown}): "
             "start in a new folder (output=DIR) or go on with the settings of that run (resume=DIR)"
         )
     return [c for c in changed if _is_below(c.split(":")[0], _CHANGEABLE)]

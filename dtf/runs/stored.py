@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtf.data.clip_view import CLIP_KEYS
 from dtf.runs.composing import plain
-from dtf.runs.conf import CONF, with_override
+from dtf.runs.conf import CONF, is_option, with_override
 from dtf.runs.description import MADE_KEYS
 
 
@@ -30,6 +30,49 @@ def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]])
     Raises:
         ValueError: no checkpoint is given, it cannot be read, or its data set is unknown here.
     """
+    path, given = _checkpoint(arguments)
+    if "data" in given:
+        return arguments
+    name = read(path).get("name")
+    known = {path.stem for path in (CONF / "data").glob("*.yaml")}
+    if name not in known:
+        raise ValueError(
+            f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"
+        )
+    return with_override(arguments, f"data={name}")
+
+
+def choose_task(arguments: list[str], read: Callable[[Path], str | None]) -> list[str]:
+    """Add `task=NAME` of the checkpoint where the command line names no task and the file does.
+
+    Args:
+        arguments: the command line.
+        read: the task that a file says, `dtf.apply.graphs.read_task`.
+
+    Raises:
+        ValueError: no checkpoint is given, it cannot be read, or its task is unknown here.
+    """
+    path, given = _checkpoint(arguments)
+    name = None if "task" in given else read(path)
+    if name is None:
+        return arguments
+    # With folders of settings of one's own, Hydra says what they lack.
+    more = "hydra.searchpath" in given or any(a.startswith(("--config-dir", "-cd")) for a in arguments)
+    if not more and not is_option("task", name):
+        known = {path.stem for path in (CONF / "task").glob("*.yaml")}
+        raise ValueError(
+            f"{path} was trained for task {name!r}, unknown here: add task=... ({_list(known)}), or "
+            "hydra.searchpath=[file://DIR] with DIR/task/NAME.yaml"
+        )
+    return with_override(arguments, f"task={name}")
+
+
+def _checkpoint(arguments: list[str]) -> tuple[Path, set[str]]:
+    """The checkpoint that a command line names, the first one of several, and all keys of its overrides.
+
+    Raises:
+        ValueError: there is none.
+    """
     settings = [a for a in arguments if not a.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(settings)
     paths = [o for o in overrides if o.key_or_group == "checkpoint"]
@@ -37,17 +80,9 @@ def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]])
         raise ValueError(
             "no checkpoint: add checkpoint=PATH, a file OUTPUT/checkpoints/best.ckpt of train.py"
         )
-    if any(o.key_or_group == "data" for o in overrides):
-        return arguments
     value = next(iter(paths[-1].sweep_string_iterator())) if paths[-1].is_sweep_override() else None
     path = value.strip("'\"") if value is not None else str(paths[-1].value())
-    name = read(Path(path)).get("name")
-    known = {path.stem for path in (CONF / "data").glob("*.yaml")}
-    if name not in known:
-        raise ValueError(
-            f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"
-        )
-    return with_override(arguments, f"data={name}")
+    return Path(path), {o.key_or_group for o in overrides}
 
 
 def apply_stored(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collection[str]) -> list[str]:

@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from dtf.runs.conf import CONF
-from dtf.runs.description import taken_data, taken_names
+from dtf.runs.description import taken_data, taken_names, taken_task
 from dtf.runs.stored import apply_stored
 
 FILE = Path("x.ckpt")
@@ -169,3 +169,11 @@ def test_a_checkpoint_makes_no_data(tmp_path: Path) -> None:
         apply_stored(cfg, stored | {"root": str(root)}, given)
         assert cfg.clips_per_class == eval_data().clips_per_class
         assert "unknown" not in cfg
+
+
+@pytest.mark.parametrize("task", ["a/../b", "", "x y", "${oc.env:HOME}", ["classification"], 1, "a" * 101])
+def test_a_task_is_taken_by_name(task) -> None:
+    with pytest.raises(ValueError, match="damaged description: task cannot be"):
+        taken_task(FILE, task)
+    assert taken_task(FILE, "two_heads") == "two_heads"
+    assert taken_task(FILE, None) is None

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.utils import instantiate
 
+from dtf.errors import RunError
 from dtf.files import read_json, read_yaml
 from dtf.runs import resume
+from dtf.runs.folder import refuse_training
 
 
 def run_with(folder: Path, *entries: str) -> Path:
@@ -160,3 +164,29 @@ def test_large_files_are_not_read(tmp_path: Path) -> None:
             file.truncate(1 << 27)
         with pytest.raises(ValueError, match=r"is damaged: it has more than \d+ MiB"):
             read(tmp_path / name)
+
+
+def test_settings_of_any_length_are_shown_in_one_line(tmp_path: Path) -> None:
+    stored: Any = SimpleNamespace(
+        path=tmp_path / "last.ckpt",
+        model={"name": "a", "arguments": {"x" * 10_000: "y" * 10_000}},
+        config={"data": {"name": ["z" * 10_000]}},
+    )
+    description = {"model": {"name": "a", "arguments": {}}, "config": {"data": {"name": "motion"}}}
+    with pytest.raises(RunError) as error:
+        resume.check_same_run(stored, description)
+    assert len(str(error.value)) < 1000
+    assert "data.name: ['zzz" in str(error.value)
+    assert "... -> motion" in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "giant"])
+def test_what_decides_on_a_folder_is_plain_data(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "config.yaml"
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        with open(path, "wb") as file:
+            file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"config\.yaml is damaged"):
+        refuse_training(tmp_path)

@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dtf import sweep
+from dtf.apply.graphs import read_task
 from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Step, Task
 from dtf.runs.checkpoint import load_checkpoint
@@ -135,13 +136,25 @@ def test_a_task_of_ones_own_from_training_to_the_page(command, arguments: list[s
 
     again = command("train.py", *arguments)
     assert f"is finished (test mean error {found['error']:.4g}): nothing to do" in again.out
-    checked = command(
-        "eval.py", *arguments[:2], "trainer=cpu", f"checkpoint={folder}/checkpoints/best.ckpt",
-        "data.num_workers=0", f"output={tmp_path}/eval",
-    )  # fmt: skip
+    # What is measured is said by the checkpoint, and by the file of weights.
+    evaluate = ["eval.py", arguments[0], "trainer=cpu", "data.num_workers=0", f"output={tmp_path}/eval"]
+    checked = command(*evaluate, f"checkpoint={folder}/checkpoints/best.ckpt")
     assert checked.code == 0, checked.err
     tested = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert tested["error"] == pytest.approx(found["error"], rel=1e-5)
+    assert read_task(folder / "model.safetensors") == "brightness"
+    # Where no settings have a task of that name, or the user wants another one.
+    weights = f"checkpoint={folder}/model.safetensors"
+    evaluate.remove(arguments[0])
+    unknown = command(*evaluate, weights)
+    assert unknown.err.startswith(
+        f"error: {folder}/model.safetensors was trained for task 'brightness', unknown"
+    )
+    assert unknown.err.count("\n") == 1
+    best = f"checkpoint={folder}/checkpoints/best.ckpt"
+    other = command(*evaluate, best, "task=classification")
+    assert other.code == 1
+    assert "brightness" in other.err
 
 
 def test_what_the_task_cannot_follow_is_refused(command, arguments: list[str], tmp_path: Path) -> None:
