@@ -96,7 +96,6 @@ def export(
         ServedNetwork,
         describe,
         load_network,
-        open_classifier,
         read_task,
         served_settings,
     )
@@ -131,14 +130,7 @@ def export(
                 program = program or trace(served, clips[:2])
                 write = write_program if kind == "torch" else write_onnx
                 write(target, program, description)
-            logits = open_classifier(target, device="cpu", trust=True).logits
-            found = [logits(clips), logits(clips[:1])]
-            difference = max(_difference(found[0], wanted), _difference(found[1], wanted[:1]))
-            if not difference <= TOLERANCE:  # NaN is no match either
-                raise ValueError(
-                    f"{NAMES[kind]} is not kept: its logits on random clips differ from those of the network "
-                    f"by {difference:.1e} of the largest one, allowed are {TOLERANCE:.0e}"
-                )
+            difference = _check(target, clips, wanted)
             num_bytes = target.stat().st_size
             os.replace(target, folder / target.name)
         seconds = time.perf_counter() - begin
@@ -146,6 +138,25 @@ def export(
         if on_written is not None:
             on_written(written[-1])
     return written
+
+
+def _check(target: Path, clips: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Largest difference of the logits of a file from the network's, of several clips and of one alone.
+
+    Raises:
+        ValueError: it is above `TOLERANCE`.
+    """
+    from dtf.apply.graphs import open_classifier
+
+    logits = open_classifier(target, device="cpu", trust=True).logits
+    found = [logits(clips), logits(clips[:1])]
+    difference = max(_difference(found[0], wanted), _difference(found[1], wanted[:1]))
+    if not difference <= TOLERANCE:  # NaN is no match either
+        raise ValueError(
+            f"{target.name} is not kept: its logits on random clips differ from those of the network "
+            f"by {difference:.1e} of the largest one, allowed are {TOLERANCE:.0e}"
+        )
+    return difference
 
 
 def trace(served: torch.nn.Module, clips: torch.Tensor) -> ExportedProgram:

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from dtf.apply.predictor import Prediction, Predictor
+    from dtf.apply.sliding import Window
 
 
 OPTIONS = {
@@ -254,20 +255,7 @@ def _write_files(
     if scores is not None:
         best = [_best(row, class_names, request.top) for row in scores]
         about["timeline"] = f"{stem}.timeline.csv"
-        with _open_csv(folder / about["timeline"]) as file:
-            rows = csv.writer(file)
-            rows.writerow(["start", "end", "class", "score"])
-            for window, caption in zip(windows, best, strict=True):
-                for name, score in caption:
-                    rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", cell(name), f"{score:.6f}"])
-        about["windows"] = [
-            {
-                "start": round(window.start, 3),
-                "end": round(window.end, 3),
-                "predictions": [{"class": name, "score": score} for name, score in caption],
-            }
-            for window, caption in zip(windows, best, strict=True)
-        ]
+        about["windows"] = _write_timeline(folder / about["timeline"], windows, best)
     if request.picture:
         about["picture"] = f"{stem}.png"
         path = folder / about["picture"]
@@ -293,6 +281,26 @@ def _write_files(
         finally:
             progress.remove_task(task)
         about["annotated"] = copy
+
+
+def _write_timeline(
+    path: Path, windows: Sequence[Window], best: Sequence[list[tuple[str, float]]]
+) -> list[dict[str, Any]]:
+    """Write the best classes of every window as CSV; returns the same for predictions.json."""
+    with _open_csv(path) as file:
+        rows = csv.writer(file)
+        rows.writerow(["start", "end", "class", "score"])
+        for window, caption in zip(windows, best, strict=True):
+            for name, score in caption:
+                rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", cell(name), f"{score:.6f}"])
+    return [
+        {
+            "start": round(window.start, 3),
+            "end": round(window.end, 3),
+            "predictions": [{"class": name, "score": score} for name, score in caption],
+        }
+        for window, caption in zip(windows, best, strict=True)
+    ]
 
 
 def _open_csv(path: Path) -> Any:

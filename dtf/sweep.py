@@ -310,7 +310,10 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
 
 
 def _draw_bars(figure: Any, runs: Sequence[Run], keys: list[str], objective: str) -> None:
-    """Horizontal bars of the result, grouped; seeds are points on the bar of their mean."""
+    """Horizontal bars of the result, grouped; seeds are points on the bar of their mean.
+
+    One piece, though long: where each bar, point and text stands follows from the ones above it.
+    """
     from matplotlib import colormaps
 
     known = _measures(runs)

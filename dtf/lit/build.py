@@ -327,6 +327,8 @@ def build_trainer(
 ) -> pl.Trainer:
     """Lightning's trainer with the settings of `conf/trainer/`.
 
+    One piece, though long: settings are checked, changed and handed over in an order that matters.
+
     Raises:
         ValueError: a setting that Lightning does not know, or that this machine cannot do.
     """
@@ -356,21 +358,7 @@ def build_trainer(
     # A GPU's convolutions multiply float32 in TF32 unless told otherwise; let matrix products do the same.
     if torch.cuda.is_available():
         torch.set_float32_matmul_precision("high")
-    # Lightning's announcements (devices found, tips) are noise; its warnings stay, but for one about itself.
-    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
-    # Going on in the same folder is what is wanted.
-    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
-    # Before the first validation nothing is there to choose the best one by; after it, that is an error.
-    warnings.filterwarnings(
-        "ignore", message=r"`ModelCheckpoint\(monitor=.* could not find the monitored key"
-    )
-    # Short epochs have their loss as a whole.
-    warnings.filterwarnings(
-        "ignore", message=r"The number of training batches .* is smaller than the logging"
-    )
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
+    _quiet_lightning()
     # Progress bars and summaries come from conf/callbacks; samplers know the processes themselves.
     settings |= {
         "default_root_dir": folder,
@@ -405,6 +393,25 @@ def build_trainer(
                 "leave it out here, statistics are then those of each process"
             )
     return trainer
+
+
+def _quiet_lightning() -> None:
+    """Leave out what Lightning says of itself."""
+    # Lightning's announcements (devices found, tips) are noise; its warnings stay, but for one about itself.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Going on in the same folder is what is wanted.
+    warnings.filterwarnings("ignore", message=r"Checkpoint directory .* exists and is not empty")
+    # Before the first validation nothing is there to choose the best one by; after it, that is an error.
+    warnings.filterwarnings(
+        "ignore", message=r"`ModelCheckpoint\(monitor=.* could not find the monitored key"
+    )
+    # Short epochs have their loss as a whole.
+    warnings.filterwarnings(
+        "ignore", message=r"The number of training batches .* is smaller than the logging"
+    )
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    logging.getLogger("pytorch_lightning.utilities.rank_zero").setLevel(logging.WARNING)
 
 
 def _build_profiler(name: str, folder: Path) -> Any:
