@@ -64,6 +64,7 @@ _CODECS = (
     "mjpegb,amv,jpeg2000,prores,dnxhd,cfhd,dvvideo,ffv1,ffvhuff,huffyuv,utvideo,magicyuv,lagarith,rawvideo,v210,"
     "qtrle,msvideo1,msrle,png,apng,gif"
 )
+_CODEC_NAMES = frozenset(_CODECS.split(","))
 _FORMAT_OPTIONS = {
     "format_whitelist": _FORMATS,
     "protocol_whitelist": "file",
@@ -178,7 +179,7 @@ def _best_stream(path: str, container: Any) -> Any:
     codec = stream.codec_context
     if codec is None:
         raise VideoError(path, "its video codec is not known to the installed FFmpeg")
-    if (name := codec.codec.canonical_name) not in _CODECS.split(","):
+    if (name := codec.codec.canonical_name) not in _CODEC_NAMES:
         raise VideoError(path, f"has video of codec {name}, which is not read (allowed: {_CODECS})")
     if codec.width > 0 and codec.height > 0 and (fault := bounds.frame_fault(codec.width, codec.height)):
         raise VideoError(path, fault)
@@ -242,14 +243,15 @@ class VideoReader(FrameReader, Video):
         pts, dts = array("q"), array("q")
         is_key, is_shown = bytearray(), bytearray()
         hides_frames = self._codec.name in ("vp8", "libvpx")
+        most, cap_bytes = bounds.MAX_PACKETS, self._packet_cap_bytes
         try:
             for packet in self._container.demux(self._stream):
-                if not packet.size:  # the flush packet at the end, or a dropped frame of an AVI
+                if not (size := packet.size):  # the flush packet at the end, or a dropped frame of an AVI
                     continue
-                if len(pts) == bounds.MAX_PACKETS:
-                    raise VideoError(self.path, f"has more than {bounds.MAX_PACKETS} frames")
-                pts.append(_NO_STAMP if packet.pts is None else packet.pts)
-                dts.append(_NO_STAMP if packet.dts is None else packet.dts)
+                if len(pts) == most:
+                    raise VideoError(self.path, f"has more than {most} frames")
+                pts.append(_NO_STAMP if (stamp := packet.pts) is None else stamp)
+                dts.append(_NO_STAMP if (stamp := packet.dts) is None else stamp)
                 is_key.append(packet.is_keyframe)
                 # Discarded by an edit list, or a VP8 frame that only serves as a reference (show_frame bit
                 # 0).
@@ -257,8 +259,8 @@ class VideoReader(FrameReader, Video):
                     not packet.is_discard and not (hides_frames and not memoryview(packet)[0] & 0x10)
                 )
                 if packets is not None:
-                    held_bytes += packet.size + _PACKET_BYTES
-                    if held_bytes > self._packet_cap_bytes:
+                    held_bytes += size + _PACKET_BYTES
+                    if held_bytes > cap_bytes:
                         packets = None
                     else:
                         packets.append(packet)
