@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,12 +37,16 @@ class BestCheckpoint(ModelCheckpoint):
         def here(path: str) -> str:
             name = Path(path).name
             # It is deleted when there is a better one: it must be a checkpoint, and of this folder.
-            if path and not name.endswith(".ckpt"):
+            if path and not re.fullmatch(r"[\w.=-]+\.ckpt", name):
                 raise ValueError(f"the state of the best checkpoint is damaged: {path!r} is none")
             return str(folder / name) if path else ""
 
         paths = {key: here(state_dict[key]) for key in state_dict if key.endswith("_model_path")}
         models = {here(path): score for path, score in models.items()}
+        known = (state_dict.get(key) for key in ("best_model_score", "kth_value"))
+        scores = [*models.values(), *(score for score in known if score is not None)]
+        if not all(isinstance(score, torch.Tensor) and score.ndim == 0 for score in scores):
+            raise ValueError("the state of the best checkpoint is damaged: a score is no number")
         super().load_state_dict({**state_dict, **paths, "best_k_models": models, "dirpath": self.dirpath})
 
 
@@ -186,7 +191,10 @@ class BrokenVideos(Callback):
         """Go on with the list of a resumed run."""
         # Checkpoints had messages "path: reason" once.
         old = (message.partition(": ")[::2] for message in state_dict.get("reasons", []))
-        self._add(BrokenVideo(path, reason) for path, reason in (*old, *state_dict.get("videos", [])))
+        found = [BrokenVideo(path, reason) for path, reason in (*old, *state_dict.get("videos", []))]
+        if not all(isinstance(text, str) for video in found for text in video):
+            raise ValueError("the list of broken videos is damaged: a path or reason is no text")
+        self._add(found)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Batch, batch_idx: int

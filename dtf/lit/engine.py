@@ -253,14 +253,23 @@ class Engine(pl.LightningModule):
         """Take up what is no weight."""
         if "nonfinite" in checkpoint:
             self.nonfinite.load_state_dict(checkpoint["nonfinite"])
-        found = checkpoint.get("train_metrics", {})
-        if isinstance(found, list):
-            found = dict(zip(self.means, map(_sums_of_torchmetrics, found), strict=True))
-        for name, sums in found.items():
+        for name, sums in self.sums_of(checkpoint.get("train_metrics", {})).items():
             mean = self._mean(name)
             # The sum over all processes is the first one's share; the others take part with zeros.
             share = float(self.global_rank == 0)
             mean.update(sums["total"].to(mean.device) * share, sums["count"].to(mean.device) * share)
+
+    def sums_of(self, found: Any) -> dict[str, dict[str, torch.Tensor]]:
+        """The sums in a checkpoint, by the names of `means`; from before those had names, in their order.
+
+        Raises:
+            ValueError: it has sums of something else.
+        """
+        if isinstance(found, list):
+            found = dict(zip(self.means, map(_sums_of_torchmetrics, found), strict=True))
+        if not isinstance(found, dict) or not found.keys() <= set(self.means.keys()):
+            raise ValueError(f"sums of {', '.join(self.means)} are wanted")
+        return found
 
 
 def _sums_of_torchmetrics(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -71,7 +71,7 @@ class LastCheckpoint(Checkpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take them up."""
-        self.metrics = dict(state_dict["metrics"])
+        self.metrics = {str(name): float(value) for name, value in state_dict["metrics"].items()}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Clear away what a run that was killed while it wrote has left."""

@@ -24,6 +24,7 @@ from dtf.lit.engine import Engine
 from dtf.lit.loggers import log_start
 from dtf.lit.lr_finder import LearningRateSearch
 from dtf.lit.report import print_results, result_rows, shown, write_all, write_untested
+from dtf.lit.state import check_state
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import VideoNetwork, save_weights
 from dtf.runs import resume
@@ -154,7 +155,7 @@ def build_training(cfg: DictConfig, folder: Path, data: VideoDataModule, model: 
     """The whole run; its settings are written into the folder, and what it does is printed.
 
     Raises:
-        ValueError: settings out of range.
+        ValueError: settings out of range, or a checkpoint that the run cannot go on from.
     """
     config, network, timer = plain(cfg), model.network, Timer()
     callbacks = [
@@ -166,6 +167,10 @@ def build_training(cfg: DictConfig, folder: Path, data: VideoDataModule, model: 
     loggers = build.build_loggers(cfg.logger, folder)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, loggers)
     assert isinstance(network, VideoNetwork)
+    last, best = (folder / "checkpoints" / name for name in ("last.ckpt", "best.ckpt"))
+    if last.is_file():
+        for path in filter(Path.is_file, (last, best)):
+            check_state(path, trainer, model)
     begin()
     if is_first_process():
         with replacing(folder / "config.yaml") as file:
