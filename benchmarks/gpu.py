@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from dtf_block import TOLERANCE, environment, seconds
+from layers import TOLERANCE, environment, seconds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -378,7 +378,7 @@ def main(arguments: list[str] | None = None) -> dict[str, Any]:
     device = torch.device(options.device)
     if device.type != "cuda" and not options.quick:
         parser.error(
-            "full shapes need a CUDA device; --quick runs on a CPU, benchmarks/dtf_block.py measures one"
+            "full shapes need a CUDA device; --quick runs on a CPU, benchmarks/layers.py measures one"
         )
     torch.set_float32_matmul_precision("high")
     facts = environment(device)

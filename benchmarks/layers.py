@@ -1,12 +1,13 @@
-"""A DTF block against the 1x3x3 convolution that it follows, at the shapes of DTF-ResNet-50.
+"""A temporal layer against the 1x3x3 convolution that it follows or replaces, at the shapes of ResNet-50.
 
-    python benchmarks/dtf_block.py [--compile] [--frames 4] [--clips 2] [--device cpu] [--dtype float32]
-    [--json FILE]
+    python benchmarks/layers.py [--family dtf] [--set combine=add] [--compile] [--frames 4] [--clips 2]
+    [--device cpu] [--dtype float32] [--json FILE]
 
-Rows: the block (`torch` backend, or the one given), its plain `reference` form (FFT, stacked neighbours) and
-the convolution on folded channels_last frames. Every round measures all of them once, one after the other, so
-that other load on the machine falls on all alike; printed are medians over the rounds and the median of the
-rounds' ratios. A speed is printed only after the block agreed with its reference on the same input.
+The family may be any that is registered. Rows: its layer (`torch` backend, or the one given), its plain
+`reference` form (every neighbour stacked, its gradient left to autograd) and the convolution on folded
+channels_last frames. Every round measures all of them once, one after the other, so that other load on the
+machine falls on all alike; printed are medians over the rounds and the median of the rounds' ratios. A speed
+is printed only after the layer agreed with its reference on the same input.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from dtf.models import DTFBlock
+import dtf.models  # noqa: F401 (registers families)
+from dtf.layers.options import defaults_of
+from dtf.layers.temporal import FAMILIES, Place, Slot, Temporal, TemporalLayer
 
 # Channels x side of the 3x3 convolutions of ResNet-50 at 224 px.
 SHAPES = [(64, 56), (128, 28), (256, 14), (512, 7)]
@@ -79,6 +82,27 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - begin
 
 
+def build(options: argparse.Namespace, backend: str, channels: int, conv: nn.Conv2d) -> TemporalLayer:
+    """A family's layer in the first place at the convolution that it takes."""
+    family = FAMILIES[options.family]
+    temporal = Temporal(family, family.options(backend=backend, **options.set))
+    for slot in get_args(Slot):
+        replaced = conv if slot == "convolution" else None
+        layer = temporal.layer(Place(slot, channels, options.frames, 0, 0, convolution=replaced))
+        if layer is not None:
+            return layer
+    raise SystemExit(f"family {options.family} stands in no place at a convolution")
+
+
+def setting(text: str) -> tuple[str, Any]:
+    """KEY=VALUE of a layer's options."""
+    key, _, value = text.partition("=")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
 def check(block: nn.Module, reference: nn.Module, x: Tensor, grad: Tensor) -> None:
     """Raises ``SystemExit`` unless output and input gradient agree with the reference's."""
     results = []
@@ -99,16 +123,17 @@ def measure(channels: int, side: int, options: argparse.Namespace) -> dict[str, 
     clips = clips.to(memory_format=torch.channels_last_3d).requires_grad_()
     folded = clips.detach().transpose(1, 2).flatten(0, 1)
     folded = folded.contiguous(memory_format=torch.channels_last).requires_grad_()
-    reference = DTFBlock(channels, options.frames, backend="reference")
-    nn.init.normal_(reference.alpha)
-    nn.init.normal_(reference.bias)
-    block = DTFBlock(channels, options.frames, backend=options.backend)
+    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
+    reference = build(options, "reference", channels, conv)
+    for parameter in reference.parameters():
+        if not parameter.any():  # a fresh layer may be the identity
+            nn.init.normal_(parameter)
+    block = build(options, options.backend, channels, conv)
     block.load_state_dict(reference.state_dict())
     if dtype == torch.float64:
         # Below float32, parameters stay in float32, as under autocast.
         block.double()
         reference.double()
-    conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
     modules: dict[str, nn.Module] = {"block": block, "reference": reference, "conv": conv.to(dtype)}
     for module in modules.values():
         module.to(device)
@@ -157,12 +182,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--frames", type=int, default=4, help="T at the block")
+    parser.add_argument("--family", default="dtf", choices=sorted(FAMILIES))
+    parser.add_argument(
+        "--set", type=setting, nargs="+", default=[], metavar="KEY=VALUE", help="options of the layer"
+    )
+    parser.add_argument("--frames", type=int, default=4, help="T at the layer")
     parser.add_argument("--clips", type=int, default=2, help="clips per batch")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", default="float32", choices=["float64", "float32", "bfloat16", "float16"])
     parser.add_argument("--backend", default="auto", choices=["auto", "torch", "cupy"])
-    parser.add_argument("--compile", action="store_true", help="torch.compile the block and the convolution")
+    parser.add_argument("--compile", action="store_true", help="torch.compile the layer and the convolution")
     parser.add_argument(
         "--threads", type=int, default=1, help="CPU threads; 1 is least disturbed by other load"
     )
@@ -170,6 +199,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     options = parser.parse_args(arguments)
+    options.set = dict(options.set)
+    allowed = sorted(set(defaults_of(FAMILIES[options.family].options)) - {"backend"})
+    if unknown := sorted(set(options.set) - set(allowed)):
+        parser.error(f"--set {unknown[0]}: {options.family} has {', '.join(allowed)}")
     if options.rounds < 2:
         parser.error("--rounds must be at least 2, for a median and its spread")
     for name, least in (("frames", 1), ("clips", 1), ("threads", 1), ("warmup", 0)):
@@ -184,14 +217,19 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     facts = environment(torch.device(options.device))
     form = "compiled" if options.compile else "eager"
-    print(f"DTF block ({options.backend}, {form}) against the 1x3x3 convolution it follows, {options.dtype}")
+    name = " ".join([options.family, *(f"{key}={value}" for key, value in options.set.items())])
+    print(f"{name} layer ({options.backend}, {form}) against the 1x3x3 convolution, {options.dtype}")
     print(", ".join(f"{key} {value}" for key, value in facts.items() if value is not None))
     print(
         f"{'C x H x T':>14} | {'forward: block  reference  conv  ratio':^42} | forward+backward, [quartiles]"
     )
     rows = []
     for channels, side in SHAPES:
-        row = measure(channels, side, options)
+        dtype = getattr(torch, options.dtype)
+        # Parameters stay in float32. Nothing is kept from call to call.
+        narrow = torch.autocast(options.device.split(":")[0], dtype, dtype.itemsize < 4, cache_enabled=False)
+        with narrow:
+            row = measure(channels, side, options)
         rows.append(row)
         cells = []
         for part in ("forward", "forward+backward"):

@@ -11,13 +11,16 @@ import pytest
 import torch
 from torch import nn
 
-SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "dtf_block.py"
+import dtf.models  # noqa: F401 (registers families)
+from dtf.layers.temporal import FAMILIES
+
+SCRIPT = Path(__file__).resolve().parents[1] / "benchmarks" / "layers.py"
 SMALLEST = ["--frames", "1", "--clips", "1", "--rounds", "2", "--warmup", "0"]
 
 
 @pytest.fixture
 def benchmark(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmark_dtf_block", SCRIPT)
+    spec = importlib.util.spec_from_file_location("benchmark_layers", SCRIPT)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,21 +47,25 @@ def test_smallest_form_of_the_whole_benchmark(benchmark, capsys, tmp_path):
     ]
 
 
+@pytest.mark.parametrize("family", sorted(n for n, f in FAMILIES.items() if f.build.__module__[:4] == "dtf."))
 @pytest.mark.parametrize("dtype", ["float64", "bfloat16", "float16"])
-def test_every_dtype(benchmark, monkeypatch, capsys, dtype):
+def test_every_dtype(benchmark, monkeypatch, capsys, dtype, family):
     monkeypatch.setattr(benchmark, "SHAPES", [(32, 6)])
-    benchmark.main([*SMALLEST, "--frames", "4", "--dtype", dtype, "--backend", "torch"])
-    assert f"convolution it follows, {dtype}" in capsys.readouterr().out
+    benchmark.main([*SMALLEST, "--frames", "4", "--family", family, "--dtype", dtype, "--backend", "torch"])
+    assert f"convolution, {dtype}" in capsys.readouterr().out
 
 
 def test_a_wrong_block_gets_no_figure(benchmark, monkeypatch, capsys):
-    class Wrong(benchmark.DTFBlock):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return super().forward(x) * 1.001
+    build = benchmark.build
 
-    blocks = iter([benchmark.DTFBlock, Wrong])
+    def build_wrong(options, backend, *args):
+        layer = build(options, backend, *args)
+        if backend != "reference":
+            layer.register_forward_hook(lambda module, inputs, y: y * 1.001)
+        return layer
+
     monkeypatch.setattr(benchmark, "SHAPES", [(32, 6)])
-    monkeypatch.setattr(benchmark, "DTFBlock", lambda *args, **kwargs: next(blocks)(*args, **kwargs))
+    monkeypatch.setattr(benchmark, "build", build_wrong)
     with pytest.raises(
         SystemExit, match=r"output is 1\.0e-03 away from the reference for \(1, 32, 1, 6, 6\)"
     ):
@@ -79,6 +86,7 @@ def test_a_wrong_gradient_gets_no_figure(benchmark):
     [
         (["--rounds", "1"], "--rounds must be at least 2"),
         (["--frames", "0"], "--frames must be at least 1, got 0"),
+        (["--family", "ddf", "--set", "combin=add"], "--set combin: ddf has clip_filter, combine, heads"),
         (["--warmup", "-1"], "--warmup must be at least 0, got -1"),
         (["--backend", "cupy"], "--backend cupy needs --device cuda, got cpu"),
         (["--json", "no/such/folder/out.json"], "no/such/folder/out.json: there is no such folder"),
