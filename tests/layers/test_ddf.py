@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -289,3 +290,9 @@ def test_parameters_have_the_names_of_the_original():
 def test_wrong_arguments_get_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_page_run(number):
+    page = (Path(__file__).parents[2] / "docs" / "ddf.md").read_text("utf-8")
+    exec(re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)[number], {})
