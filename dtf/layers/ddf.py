@@ -310,8 +310,8 @@ class DDFPack(TemporalLayer):
             energies.append(part.to(accumulation_dtype(x)).square().mean(dim=1))
         values = torch.stack(energies, dim=1).unflatten(0, (-1, steps)).mean(dim=1)
         places = offsets(self.kernel_size, self.dilation)
-        labels = tuple(f"row {dh:+d}, column {dw:+d}" for dh, dw in places)
-        return Maps("taps", "what each tap of the dynamic filters adds", values, labels)
+        labels = tuple(f"{dh},{dw}" for dh, dw in places)
+        return Maps("taps", "what the dynamic filters added (row, column)", values, labels)
 
     def watched(self) -> dict[str, Tensor]:
         """The learnt scales of the channels' filters."""

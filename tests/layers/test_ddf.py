@@ -228,7 +228,7 @@ def test_compiles_whole():
 def test_explanation_has_a_map_for_each_tap():
     maps = pack(10, stride=2, head=2).eval().explain(image(2, 10, 3, 6, 4))
     assert maps.values.shape == (2, 9, 3, 2)
-    assert maps.labels[0] == "row -1, column -1"
+    assert maps.labels[:2] == ("-1,-1", "-1,0")
     # A tap answers where the one pixel of an image is its neighbour.
     dot = torch.zeros(1, 1, 1, 5, 5, dtype=torch.float64)
     dot[..., 2, 2] = 1.0
