@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from engine import run_subprocess
+from engine import REPOSITORY, run_subprocess
 
 from dtf.apply.graphs import read_data
 from dtf.export import export
@@ -191,7 +191,7 @@ def count_videos(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 def test_what_was_cut_off_goes_on(
     command, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """20 videos in batches of 4: stopped by Ctrl-C after 2 batches, killed while it writes the next ones."""
+    """20 videos in batches of 4: Ctrl-C after 2 of them, a kill after 2 more, the last write torn."""
     common = [f"checkpoint={tiny_checkpoint}", "data.num_workers=0", "data.batch_size=4", "trainer=cpu"]
     whole = command("eval.py", *common, f"output={tmp_path}/whole")
     assert whole.code == 0, whole.err
@@ -206,7 +206,11 @@ def test_what_was_cut_off_goes_on(
         f"output={tmp_path}/broken goes on with the others"
     )
     assert signal.getsignal(signal.SIGINT) == handler
-    (kept,) = (tmp_path / "broken" / "scores").glob("*.bin")
+    kill = "+callbacks.stop={_target_:engine.SignalAtStep,signal:SIGKILL,step:2,where:test}"
+    done = run_subprocess("eval.py", *broken, kill, PYTHONPATH=f"{REPOSITORY}:{REPOSITORY}/tests")
+    assert done.code == -signal.SIGKILL, done.err
+    assert not (tmp_path / "broken" / "results.json").exists()
+    _, kept = sorted((tmp_path / "broken" / "scores").glob("*.bin"))
     kept.write_bytes(kept.read_bytes()[:-7])
 
     # Another evaluation does not mix with it, and changes nothing.
@@ -220,7 +224,7 @@ def test_what_was_cut_off_goes_on(
     seen = count_videos(monkeypatch)
     done = command("eval.py", *broken)
     assert done.code == 0, done.err
-    assert seen == list(range(4, 20)), "the batch that was cut short is read again"
+    assert seen == list(range(12, 20)), "the batch that was cut short is read again"
     scores, results = (
         [(tmp_path / folder / name).read_text() for folder in ("whole", "broken")]
         for name in ("scores.csv", "results.json")

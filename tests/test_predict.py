@@ -295,6 +295,17 @@ def test_the_documented_lines_of_python(here: Path, capsys) -> None:
 # --------------------------------------------------------------------------------------- windows, captions
 
 
+def test_a_pipe_among_frames_is_not_waited_for(here: Path, capsys) -> None:
+    (here / "frames").mkdir()
+    os.mkfifo(here / "frames" / "00001.jpg")
+    for number in range(2, 5):
+        Image.new("RGB", (40, 32)).save(here / "frames" / f"{number:05d}.jpg")
+    assert main(["frames", "match.mp4", "checkpoint=best.ckpt", "top=1", "picture=false"]) == 1
+    shown = capsys.readouterr()
+    assert f"error: {here}/frames: image 00001.jpg is not a regular file" in shown.err.splitlines()[0]
+    assert "match.mp4" in shown.out
+
+
 def test_a_sliding_window(here: Path, capsys) -> None:
     command = documented("using.md", "window=2.0 stride=0.5")[2:]
     assert main([*command, "top=10", "device=cpu"]) == 0

@@ -109,6 +109,10 @@ class KeptScores:
         self._check()
 
     def _check(self) -> None:
+        if self.folder.is_symlink():  # files are removed in it
+            raise RunError(
+                f"{shown(self.folder)} is a link; remove it, or choose another folder (output=DIR)"
+            )
         path = self.folder / DESCRIPTION
         if not path.is_file():
             return

@@ -113,6 +113,15 @@ def test_files_are_not_believed(tmp_path: Path) -> None:
     assert read(tmp_path)[0] == []
 
 
+def test_a_folder_that_is_a_link_is_neither_written_nor_cleared(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "pytorch_model.bin").write_text("of the user")
+    (tmp_path / "scores").symlink_to("models")
+    with pytest.raises(RunError, match=r"scores is a link; remove it, or choose another folder"):
+        KeptScores(tmp_path / "scores", EVALUATION)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["pytorch_model.bin"]
+
+
 def test_going_on_equals_the_unbroken_evaluation(tmp_path: Path) -> None:
     """To the bit, broken videos too."""
     generator = torch.Generator().manual_seed(0)

@@ -1,14 +1,16 @@
 """Writes that fail: one line that names the file, the earlier file kept, nothing left behind.
 
 The system itself refuses here: a limit on the size of files stands for the full disk (same place in a write,
-no root needed), a file in the place of a folder for one that cannot be written (root may write everywhere).
+no root needed), a file in the place of a folder for one that cannot be written, also by root.
 """
 
 from __future__ import annotations
 
 import csv
 import json
+import os
 import resource
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +36,18 @@ def full_disk(limit: int = 4096) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextmanager
+def as_somebody_else() -> Iterator[None]:
+    """Root is the user "nobody" meanwhile; others stay who they are."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
 
 
 def text(path: Path) -> None:
@@ -84,6 +98,24 @@ def test_a_folder_that_cannot_be_written(write, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write .*/file/x: .*another folder with output=DIR"):
         write(tmp_path / "file" / "x")
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_folder_that_others_own(write, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """No write is allowed, by the system itself: root, who may do anything, is somebody else meanwhile."""
+    with tempfile.TemporaryDirectory() as name:  # those of pytest are closed to others
+        path = Path(name, "kept")
+        path.write_text("earlier")
+        path.chmod(0o444)
+        Path(name).chmod(0o555)
+        with (
+            as_somebody_else(),
+            pytest.raises(RunError, match=r"cannot write .*/kept: Permission denied; the "),
+        ):
+            write(path)
+        assert path.read_text() == "earlier"
+        assert os.listdir(name) == ["kept"]
+        Path(name).chmod(0o755)
 
 
 def test_weights_to_share(tmp_path: Path) -> None:
