@@ -48,7 +48,8 @@ def test_settings_compose(command, tmp_path):
     arguments = [re.sub(r"=([^,\[]+),.*", r"=\1", a) for a in arguments]
     if "eval.py" in arguments:
         arguments = [a for a in arguments if not a.startswith("checkpoint=")] + ["checkpoint=x"]
-        arguments.append("data=motion")
+        # What the checkpoint would say.
+        arguments += ["data=motion", "task=classification"]
     done = run([*arguments, "--cfg=job"])
     assert done.returncode == 0, done.stderr
     assert "trainer:" in done.stdout
