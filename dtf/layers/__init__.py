@@ -2,6 +2,14 @@
 
 from dtf.layers.ddf import DDFPack, DDFUpPack, FilterNorm
 from dtf.layers.dtf import DTFBlock
+from dtf.layers.tada import (
+    RouteFuncMLP,
+    RouteFuncTransformer,
+    TAdaConv2d,
+    TAdaConv2dV2,
+    TAdaConv3d,
+    to_tada,
+)
 from dtf.layers.temporal import Family, Maps, Place, Temporal, TemporalLayer, layer_maps, temporal_layers
 
 __all__ = [
@@ -12,8 +20,14 @@ __all__ = [
     "FilterNorm",
     "Maps",
     "Place",
+    "RouteFuncMLP",
+    "RouteFuncTransformer",
+    "TAdaConv2d",
+    "TAdaConv2dV2",
+    "TAdaConv3d",
     "Temporal",
     "TemporalLayer",
     "layer_maps",
     "temporal_layers",
+    "to_tada",
 ]

@@ -5,12 +5,12 @@ Letters: B clips, T steps, C channels, H x W pixels; folded frames are (B*T, C, 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, downsample_conv
 from torch import nn
 
 from dtf.layers.options import Options, one_of, option, optional, positive_integer, positive_integers, share
@@ -24,19 +24,36 @@ from dtf.models.weights.images import load_image_weights
 
 @dataclass
 class _Carried:
-    """What blocks carry, and where the next one that is built stands: timm builds them in order."""
+    """What blocks carry, and where the next one that is built stands: timm builds them in order.
 
-    temporal: Temporal
+    The very first block has a stride of its own, for which timm has no argument.
+    """
+
+    temporal: Temporal | None
     num_steps: int
     order: Iterator[tuple[int, int]]
+    first_stride: int
+
+    def next(
+        self, block: type[BasicBlock] | type[Bottleneck], args: Sequence[Any]
+    ) -> tuple[tuple[int, int, int], list[Any]]:
+        """(steps, stage, block) and, from timm's, the arguments of the block that is built next."""
+        stage, index = next(self.order)
+        inputs, planes, *others = args
+        if (stage, index) == (0, 0) and self.first_stride != 1:
+            shortcut = downsample_conv(inputs, planes * block.expansion, 1, self.first_stride)
+            others[:2] = [self.first_stride, shortcut]
+        return (self.num_steps, stage, index), [inputs, planes, *others]
 
 
 class TemporalBasicBlock(Slots, BasicBlock):
     """timm's basic block with places at its 3x3 convolutions: of each, behind it, and of its norm."""
 
     def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
+        where, args = carried.next(BasicBlock, args)
         super().__init__(*args, **kwargs)
-        where = (carried.num_steps, *next(carried.order))
+        if carried.temporal is None:
+            return
         for suffix in ("1", "2"):
             self.fill(carried.temporal, *_places(self, where, f"conv{suffix}", f"bn{suffix}", suffix))
 
@@ -51,8 +68,10 @@ class TemporalBottleneck(Slots, Bottleneck):
     """timm's bottleneck with places at its 3x3 convolution, as in basic blocks, and behind its activation."""
 
     def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
+        where, args = carried.next(Bottleneck, args)
         super().__init__(*args, **kwargs)
-        where = (carried.num_steps, *next(carried.order))
+        if carried.temporal is None:
+            return
         last = Place("after_activation", self.conv2.out_channels, *where)
         self.fill(carried.temporal, *_places(self, where, "conv2", "bn2"), last)
 
@@ -107,7 +126,10 @@ class VideoResNet(VideoNetwork):
     def __init__(self, *args: Any, dropout: float) -> None:
         super().__init__(*args)
         self.dropout = dropout
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.parameters():
+            # Module.to(memory_format) takes no module with kernels over time.
+            if parameter.dim() == 4:
+                parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
 
     def sequence(self) -> Iterator[tuple[nn.Module, bool]]:
         net = self.backbone
@@ -160,10 +182,12 @@ def build_resnet(
     temporal: Temporal | None,
     *,
     zero_init_last: bool = False,
+    first_stride: int = 1,
 ) -> VideoResNet:
     """Builds a ResNet on folded frames that carries temporal layers, or none (C2D).
 
-    With ``zero_init_last`` a fresh block adds nothing to its shortcut.
+    With ``zero_init_last`` a fresh block adds nothing to its shortcut. With ``first_stride`` 2 the
+    first stage halves the frames, and the stem does not pool.
     """
     layers, widths, stem_width = options.layers, options.widths, options.stem_width
     if len(layers) != 4 or len(widths) != 4:
@@ -175,10 +199,12 @@ def build_resnet(
     basic = options.block == "basic"
     block: Any = BasicBlock if basic else Bottleneck
     arguments: dict[str, Any] = {}
-    if temporal is not None:
+    if temporal is not None or first_stride != 1:
         block = TemporalBasicBlock if basic else TemporalBottleneck
         order = ((stage, index) for stage, depth in enumerate(layers) for index in range(depth))
-        arguments["block_args"] = {"carried": _Carried(temporal, stem.num_steps(clip_length), order)}
+        arguments["block_args"] = {
+            "carried": _Carried(temporal, stem.num_steps(clip_length), order, first_stride)
+        }
     if stem_width is not None:
         if stem_width % 2:
             raise ValueError(f"stem_width must be an even number of channels, got {stem_width}")
@@ -199,6 +225,7 @@ def build_resnet(
         conv = nn.Conv2d(channels, stem_width, kernel_size=5, stride=2, padding=2, bias=False)
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
         backbone.conv1 = conv
+    if stem_width is not None or first_stride != 1:
         backbone.maxpool = nn.Identity()
     return VideoResNet(backbone, clip_length, stem, dropout=options.dropout)
 
