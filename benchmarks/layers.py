@@ -4,10 +4,11 @@
     [--device cpu] [--dtype float32] [--json FILE]
 
 The family may be any that is registered. Rows: its layer (`torch` backend, or the one given), its plain
-`reference` form (every neighbour stacked, its gradient left to autograd) and the convolution on folded
-channels_last frames. Every round measures all of them once, one after the other, so that other load on the
-machine falls on all alike; printed are medians over the rounds and the median of the rounds' ratios. A speed
-is printed only after the layer agreed with its reference on the same input.
+`reference` form (every neighbour stacked, its gradient left to autograd; of calibrated convolutions a kernel
+for each frame, all frames as groups of one convolution) and the convolution on folded channels_last frames.
+Every round measures all of them once, one after the other, so that other load on the machine falls on all
+alike; printed are medians over the rounds and the median of the rounds' ratios. A speed is printed only after
+the layer agreed with its reference on the same input.
 """
 
 from __future__ import annotations
@@ -24,9 +25,11 @@ from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import dtf.models  # noqa: F401 (registers families)
 from dtf.layers.options import defaults_of
+from dtf.layers.tada import RoutedConv2d
 from dtf.layers.temporal import FAMILIES, Place, Slot, Temporal, TemporalLayer
 
 # Channels x side of the 3x3 convolutions of ResNet-50 at 224 px.
@@ -85,13 +88,30 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 def build(options: argparse.Namespace, backend: str, channels: int, conv: nn.Conv2d) -> TemporalLayer:
     """A family's layer in the first place at the convolution that it takes."""
     family = FAMILIES[options.family]
-    temporal = Temporal(family, family.options(backend=backend, **options.set))
+    where = {"backend": backend} if "backend" in defaults_of(family.options) else {}
+    temporal = Temporal(family, family.options(**where, **options.set))
     for slot in get_args(Slot):
         replaced = conv if slot == "convolution" else None
         layer = temporal.layer(Place(slot, channels, options.frames, 0, 0, convolution=replaced))
         if layer is not None:
             return layer
     raise SystemExit(f"family {options.family} stands in no place at a convolution")
+
+
+class KernelsOfFrames(nn.Module):
+    """A calibrated convolution in the form in which it was published."""
+
+    def __init__(self, layer: RoutedConv2d) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, clips, steps = self.layer.conv, x.shape[0], x.shape[2]
+        alpha = self.layer.rf(x).transpose(1, 2)[:, :, None]  # (B, T, 1, C, 1, 1)
+        kernels = (conv.weight * alpha).flatten(0, 2)
+        frames = x.transpose(1, 2).reshape(1, -1, *x.shape[3:])
+        y = F.conv2d(frames, kernels, None, conv.stride[1:], conv.padding[1:], groups=clips * steps)
+        return y.reshape(clips, steps, -1, *y.shape[2:]).transpose(1, 2)
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -124,12 +144,14 @@ def measure(channels: int, side: int, options: argparse.Namespace) -> dict[str, 
     folded = clips.detach().transpose(1, 2).flatten(0, 1)
     folded = folded.contiguous(memory_format=torch.channels_last).requires_grad_()
     conv = nn.Conv2d(channels, channels, 3, padding=1, bias=False).to(memory_format=torch.channels_last)
-    reference = build(options, "reference", channels, conv)
+    reference: nn.Module = build(options, "reference", channels, conv)
     for parameter in reference.parameters():
         if not parameter.any():  # a fresh layer may be the identity
             nn.init.normal_(parameter)
     block = build(options, options.backend, channels, conv)
     block.load_state_dict(reference.state_dict())
+    if isinstance(reference, RoutedConv2d):
+        reference = KernelsOfFrames(reference)
     if dtype == torch.float64:
         # Below float32, parameters stay in float32, as under autocast.
         block.double()

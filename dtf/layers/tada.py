@@ -729,16 +729,17 @@ class PooledNorm(TemporalLayer):
 
 def _calibrated(conv: nn.Conv2d | nn.Conv3d) -> TAdaConv2d:
     """An ordinary convolution of frames with its weights, to be calibrated."""
-    sizes = conv.kernel_size, conv.stride, conv.padding, conv.dilation
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
         raise ValueError(f"padding must be numbers of zeros, got {conv.padding!r} {conv.padding_mode!r}")
+    sizes: list[tuple[int, ...]] = [conv.kernel_size, conv.stride, conv.padding, conv.dilation]
     if isinstance(conv, nn.Conv3d):
-        if [size[0] for size in sizes] != [1, 1, 0, 1]:
+        over_time = [size[0] for size in sizes]
+        if over_time != [1, 1, 0, 1]:
             raise ValueError(
                 "over time kernel, stride, padding and dilation must be 1, 1, 0 and 1, got "
-                f"{', '.join(str(size[0]) for size in sizes)}"
+                f"{', '.join(map(str, over_time))}"
             )
-        sizes = tuple(size[1:] for size in sizes)
+        sizes = [size[1:] for size in sizes]
     kernel, stride, padding, dilation = sizes
     bias = conv.bias
     made = TAdaConv2d(

@@ -36,14 +36,14 @@ class _Carried:
 
     def next(
         self, block: type[BasicBlock] | type[Bottleneck], args: Sequence[Any]
-    ) -> tuple[tuple[int, int, int], list[Any]]:
+    ) -> tuple[tuple[int, int, int], tuple[Any, ...]]:
         """(steps, stage, block) and, from timm's, the arguments of the block that is built next."""
         stage, index = next(self.order)
         inputs, planes, *others = args
         if (stage, index) == (0, 0) and self.first_stride != 1:
             shortcut = downsample_conv(inputs, planes * block.expansion, 1, self.first_stride)
             others[:2] = [self.first_stride, shortcut]
-        return (self.num_steps, stage, index), [inputs, planes, *others]
+        return (self.num_steps, stage, index), (inputs, planes, *others)
 
 
 class TemporalBasicBlock(Slots, BasicBlock):

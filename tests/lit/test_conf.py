@@ -65,6 +65,7 @@ def test_model(option: str) -> None:
     small = {
         "resnet": ["model.depth=18"],
         "swin": ["data.crop_px=64", "model.embed_dim=24"],
+        "tada2d_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ddf_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ptv_slow_r50": ["model.width=8"],
         "ptv_slowfast_r50": ["model.width=8", "model.depth=18"],

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtf.layers import DTFBlock, temporal_layers
 from dtf.models import create_model, list_models, register_model
@@ -49,6 +50,9 @@ PARAMETERS = {
     "dtf_swin_small": 58_175_242,
     "dtf_swin_tiny": 33_725_050,
     "dtf_tiny": 1_309_024,
+    "tada2d_resnet101": 49_279_200,
+    "tada2d_resnet50": 27_485_472,
+    "tada_tiny": 429_988,
 }
 
 
@@ -68,7 +72,7 @@ def drop_path(name: str, rate: float) -> dict[str, float]:
 
 def awaken(model: nn.Module) -> nn.Module:
     """Gives every temporal layer a response and every norm the statistics of a random video."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     for layer in temporal_layers(model).values():
         for parameter in layer.parameters():
             if not parameter.any():
@@ -176,7 +180,7 @@ def test_only_filters_see_the_order_of_the_steps(size):
         assert same == blind, kind
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"])
 def test_a_video_alone_equals_the_video_in_a_batch_in_every_layout(name):
     model = awaken(small(name).double())
     video = torch.randn(3, 3, 8, 32, 32, dtype=torch.float64)
@@ -195,7 +199,9 @@ def test_any_clip_length_and_stride(name, frames, stride):
     assert model(torch.randn(1, 3, frames, 32, 32)).shape == (1, 5)
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50"])
+@pytest.mark.parametrize(
+    "name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50", "tada2d_resnet50"]
+)
 def test_resnets_take_any_frame_size(name):
     model = small(name).eval()
     assert model(torch.randn(1, 3, 8, 33, 51)).shape == (1, 5)
@@ -243,7 +249,7 @@ def test_a_step_of_training_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"])
 def test_networks_run_under_autocast(name):
     model = awaken(small(name)).train()
     video = torch.randn(2, 3, 8, 32, 32)
@@ -323,7 +329,7 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         create_model("dtf_tiny", num_classes=0, dropout=2, kernel_size=0)
 
 
-@pytest.mark.parametrize("name", ["c2d_tiny", "ddf_tiny", "dtf_tiny"])
+@pytest.mark.parametrize("name", ["c2d_tiny", "ddf_tiny", "dtf_tiny", "tada_tiny"])
 def test_an_image_is_a_clip_of_one_frame(name):
     model = small(
         name, clip_length=1, temporal_stride=1, **({"filter_groups": 2} if name == "dtf_tiny" else {})
