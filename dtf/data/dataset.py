@@ -162,12 +162,14 @@ class TrainDataset(Dataset[Sample]):
         return video if draw % _ATTEMPTS == 0 else int(rng.integers(len(self.index))), rng
 
     def _read(self, epoch: int, video: int, draw: int) -> int:
-        clip, label = self._clip(*self._draw(epoch, video, draw))
-        self._reading.memory[0] = clip
+        [memory] = self._reading.memory
+        clip, label = self._clip(*self._draw(epoch, video, draw), memory.numpy())
+        if clip.data_ptr() != memory.data_ptr():  # augmentation has made another one
+            memory.copy_(clip)
         return label
 
-    def _clip(self, video_index: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
-        """(T, S, S, C) uint8 and its class."""
+    def _clip(self, video_index: int, rng: np.random.Generator, out: np.ndarray) -> tuple[torch.Tensor, int]:
+        """(T, S, S, C) uint8, in `out` unless it was augmented, and its class."""
         with open_video(self.index.path(video_index), self.decoder) as reader:
             _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
@@ -180,7 +182,7 @@ class TrainDataset(Dataset[Sample]):
                     box = self.transform.draw_box(frame.shape[1], frame.shape[2], rng)
                 return [self.transform.crop_frame(frame, box)]
 
-            [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px)
+            [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px, out)
         label = int(self.index.labels[video_index])
         clip, label = self.transform.augment(clip.permute(0, 3, 1, 2), label, rng)
         return clip.permute(0, 2, 3, 1), label

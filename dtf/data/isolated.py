@@ -51,6 +51,8 @@ _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 _KEPT_BYTES = 64 << 20
 _REASON_SIGNS = 200
 _END_SECONDS = 5.0
+# One is read into, one is with a caller that drops it when it has the next, and one is that next.
+_NUM_MEMORIES = 3
 
 
 @contextmanager
@@ -89,13 +91,14 @@ class ReadingProcess:
     def _renew(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._memory: torch.Tensor | None = None
+        self._memories: list[_Memory] = []
+        self._number = 0  # of the memory that is read into
 
     @property
     def memory(self) -> torch.Tensor:
         """Where the function that is called puts what it read."""
-        assert self._memory is not None, "the memory is there during a call"
-        return self._memory
+        assert self._memories, "the memory is there during a call"
+        return self._memories[self._number].tensor()
 
     def call(
         self, path: str, function: Callable[..., Any], *request: Any, seconds: float | None = None
@@ -110,7 +113,8 @@ class ReadingProcess:
             seconds: time limit; None: none.
 
         Returns:
-            What the function returns (numbers, texts, lists of them), and a copy of `memory`.
+            What the function returns (numbers, texts, lists of them), and what it left in `memory`, for the
+            caller to keep and to change. A process that is forked while the caller keeps it shares it.
 
         Raises:
             VideoError: the function raised any exception, took too long, or killed its process.
@@ -120,13 +124,16 @@ class ReadingProcess:
             self._end()
             self._renew()
         with self._lock:
-            if self._memory is None:
-                self._memory = _shared_memory(self.shape)
+            if not self._memories:
+                self._memories = [_Memory(self.shape) for _ in range(_NUM_MEMORIES)]
+            self._number, *others = [n for n, memory in enumerate(self._memories) if memory.is_free]
+            function, request = functools.partial(self._read, function), (self._number, *request)
             kind, answer = self._ask(function, request, seconds) if FORKS else _answer(function, request)
             if kind == "missing":
                 raise ModuleNotFoundError(answer)
             if kind == "done":
-                return answer, self._memory.clone()
+                # Without a copy, where the next call has another one to read into.
+                return answer, self._memories[self._number].lend() if others else self.memory.clone()
             if kind == "failed":  # what such an exception leaves behind is not known
                 self._end()
             raise VideoError(path, answer)
@@ -134,6 +141,10 @@ class ReadingProcess:
     def close(self) -> None:
         """End the child. The next call starts another."""
         self._end()
+
+    def _read(self, function: Callable[..., Any], number: int, *request: Any) -> Any:
+        self._number = number  # in the child
+        return function(*request)
 
     def _ask(
         self, function: Callable[..., Any], request: Sequence[Any], seconds: float | None
@@ -256,9 +267,27 @@ class _Child:
         return cause(None if self._status is None else os.waitstatus_to_exitcode(self._status))
 
 
-def _shared_memory(shape: Sequence[int]) -> torch.Tensor:
-    """uint8 memory that this process shares with those that it forks."""
-    return torch.frombuffer(mmap.mmap(-1, math.prod(shape)), dtype=torch.uint8).view(*shape)
+class _Memory:
+    """uint8 memory that this process shares with those that it forks; it takes some once it is written."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self._shape = shape
+        self._map = mmap.mmap(-1, math.prod(shape))
+        self._lent: Callable[[], object] = lambda: None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nobody has a tensor of it that was lent."""
+        return self._lent() is None
+
+    def tensor(self) -> torch.Tensor:
+        return torch.frombuffer(self._map, dtype=torch.uint8).view(*self._shape)
+
+    def lend(self) -> torch.Tensor:
+        """A tensor of it; it is not free while the tensor, or another one of the same storage, lives."""
+        view = memoryview(self._map)
+        self._lent = weakref.ref(view)
+        return torch.frombuffer(view, dtype=torch.uint8).view(*self._shape)
 
 
 # ---- in the child ------------------------------------------------------------------------------------------

@@ -86,6 +86,28 @@ def test_answer_and_memory_come_back_from_one_process():
     assert call("abc")[0] != child
 
 
+@pytest.mark.parametrize("forks", [False, True])
+def test_what_was_read_stays_while_it_is_kept_and_is_not_copied_where_it_is_dropped(forks, monkeypatch):
+    monkeypatch.setattr(isolated, "FORKS", forks and isolated.FORKS)
+    process, call = caller()
+    kept = [call("x" * number)[1] for number in range(1, 7)]
+    assert [tensor.unique().tolist() for tensor in kept] == [[number] for number in range(1, 7)]
+    view = kept[0].permute(1, 0)[1:]
+    del kept
+    for number in range(7, 11):
+        assert call("x" * number)[1].unique().tolist() == [number]
+    assert view.unique().tolist() == [1]
+    del view
+    places, child = set(), process._child
+    for number in range(11, 30):
+        last = call("x" * number)[1]
+        assert last.unique().tolist() == [number]
+        places.add(last.data_ptr())
+        last.fill_(0)
+    assert len(places) == 2, "two memories in turn, and no copy"
+    assert process._child is child
+
+
 FAULTS = {
     "SIGBUS": "crashed its reader (SIGBUS)",
     "SIGSEGV": "crashed its reader (SIGSEGV)",
