@@ -115,12 +115,60 @@ def _filter(
     return [out]
 
 
+def _deformed(
+    x: np.ndarray, offset: np.ndarray, kernel_size: int, dilation: int
+) -> Iterator[tuple[tuple[int, ...], int, np.ndarray]]:
+    """(b, t, h, w), tap and its sample of all channels: every pixel weighted with hats of width 1."""
+    batch, _, frames, height, width = x.shape
+    half = (kernel_size - 1) // 2
+    for b, t, h, w in np.ndindex(batch, frames, height, width):
+        for k in range(kernel_size**2):
+            y = h + (k // kernel_size - half) * dilation + offset[b, 2 * k, t, h, w]
+            z = w + (k % kernel_size - half) * dilation + offset[b, 2 * k + 1, t, h, w]
+            rows = np.maximum(0, 1 - abs(y - np.arange(height)))
+            columns = np.maximum(0, 1 - abs(z - np.arange(width)))
+            yield (b, t, h, w), k, x[b, :, t] @ columns @ rows
+
+
+def _correlate_deformed(
+    x: np.ndarray, offset: np.ndarray, kernel_size: int, dilation: int, groups: int
+) -> list[np.ndarray]:
+    corr = np.zeros((len(x), groups, kernel_size**2, *x.shape[2:]))
+    for (b, t, h, w), k, sample in _deformed(x, offset, kernel_size, dilation):
+        products = x[b, :, max(t - 1, 0), h, w] * sample / x.shape[1]
+        corr[b, :, k, t, h, w] = products.reshape(groups, -1).sum(axis=1)
+    return [corr.reshape(len(x), -1, *x.shape[2:])]
+
+
+def _aggregate_deformed(
+    x: np.ndarray, offset: np.ndarray, attention: np.ndarray, kernel_size: int, dilation: int, groups: int
+) -> list[np.ndarray]:
+    batch, channels, *size = x.shape
+    agg = np.zeros((batch, groups, channels, *size))
+    maps = attention.reshape(batch, groups, -1, *size)
+    for (b, t, h, w), k, sample in _deformed(x, offset, kernel_size, dilation):
+        agg[b, :, :, t, h, w] += maps[b, :, k, t, h, w, None] * sample
+    return [agg.reshape(batch, -1, *size)]
+
+
 def _clip(shape: Shape, kernel_size: int) -> list[Shape]:
     return [shape]
 
 
 def _clip_and_maps(shape: Shape, kernel_size: int) -> list[Shape]:
     return [shape, (shape[0], kernel_size**2, *shape[2:])]
+
+
+def _clip_and_offsets(shape: Shape, kernel_size: int) -> list[Shape]:
+    return [shape, (shape[0], 2 * kernel_size**2, *shape[2:])]
+
+
+def _clip_offsets_and_maps(groups: int) -> Callable[[Shape, int], list[Shape]]:
+    def shapes(shape: Shape, kernel_size: int) -> list[Shape]:
+        maps = (shape[0], groups * kernel_size**2, *shape[2:])
+        return [*_clip_and_offsets(shape, kernel_size), maps]
+
+    return shapes
 
 
 def _image_and_filters(stride: int) -> Callable[[Shape, int], list[Shape]]:
@@ -138,6 +186,8 @@ SAMPLES = [
     Sample("temporal_correlation", _clip, _correlate),
     Sample("temporal_aggregation", _clip_and_maps, _aggregate),
     Sample("frame_wise_aggregation", _clip, _enrich),
+    Sample("deformable_correlation", _clip_and_offsets, _correlate_deformed, (1,)),
+    Sample("deformable_aggregation", _clip_offsets_and_maps(2), _aggregate_deformed, (2,)),
     Sample("decoupled_dynamic_filter", _image_and_filters(1), _filter, (1, "mul")),
     Sample("decoupled_dynamic_filter", _image_and_filters(1), _filter, (1, "add")),
     Sample("decoupled_dynamic_filter", _image_and_filters(2), _filter, (2, "mul")),

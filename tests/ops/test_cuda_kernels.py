@@ -16,7 +16,7 @@ from cuda_on_cpu import compiler, launch
 from operator_samples import SAMPLES, run
 from torch import Tensor
 
-from dtf.ops import frame_wise_aggregation
+from dtf.ops import deformable_correlation, frame_wise_aggregation
 from dtf.ops.common import launch as window_launch
 from dtf.ops.common import runtime, source
 from dtf.ops.decoupled_dynamic_filter import cupy_backend as filter_launch
@@ -116,6 +116,22 @@ def test_kernels_agree_with_the_reference(
     tensors[0] = arrange(tensors[0], layout)
     for mine, theirs in zip(*both(op, tensors, (kernel_size, dilation)), strict=True):
         assert_close(mine, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_deformable_correlation_with_a_weight_and_groups(dtype: torch.dtype, groups: int) -> None:
+    tensors = [
+        draw(2, 16, 3, 5, 4, dtype=dtype, layout="channels_last"),
+        draw(2, 18, 3, 5, 4, dtype=dtype, seed=1),
+        draw(16, 3, 3, 3, dtype=dtype, seed=2),
+    ]
+
+    def call(x: Tensor, offset: Tensor, weight: Tensor, *window: int, backend: str) -> Tensor:
+        return deformable_correlation(x, offset, *window, groups, weight=weight, backend=backend)
+
+    for ours, exact in zip(*both(call, tensors), strict=True):
+        assert_close(ours, exact, dtype)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
