@@ -2,6 +2,7 @@
 
 from dtf.layers.ddf import DDFPack, DDFUpPack, FilterNorm
 from dtf.layers.dtf import DTFBlock
+from dtf.layers.sifa import SIFABlock
 from dtf.layers.tada import (
     RouteFuncMLP,
     RouteFuncTransformer,
@@ -22,6 +23,7 @@ __all__ = [
     "Place",
     "RouteFuncMLP",
     "RouteFuncTransformer",
+    "SIFABlock",
     "TAdaConv2d",
     "TAdaConv2dV2",
     "TAdaConv3d",
