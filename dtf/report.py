@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dtf.errors import RunError
 from dtf.files import replacing
 from dtf.runs.options import parse_options, run_command, yes_or_no
 from dtf.runs.recorded import read_run
@@ -55,6 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str]) -> int:
     folders, options = parse_options(arguments, {"frames": "false"})
+    if not folders:
+        raise RunError("no folder of a run: python -m dtf.report outputs/DAY/TIME")
     for folder in folders:
         print(write_report(folder, yes_or_no(options, "frames")))
     return 0

@@ -23,12 +23,13 @@ from rich.table import Table
 
 from dtf.files import read_yaml, replacing
 from dtf.runs.errors import one_line_errors
-from dtf.runs.folder import FAILURE, OVERRIDES, RESULTS, failure, read_overrides, read_results
+from dtf.runs.folder import FAILURE, OVERRIDES, RESULTS, failure, file_of, read_overrides, read_results
 from dtf.runs.measure import Measure, measures
 from dtf.text import as_started, cell, markup
 from dtf.view.figures import drawable, new_figure, save
 
 ROWS_SHOWN = 40
+_SETTINGS = (".hydra/hydra.yaml", ".hydra/config.yaml")
 BARS_DRAWN = 60
 VALUES_AS_BARS = 8
 
@@ -109,6 +110,8 @@ def read_runs(folder: Path) -> list[Run]:
 
 def _read_run(folder: Path, started: int) -> Run:
     try:
+        for name in (OVERRIDES, FAILURE, RESULTS, *_SETTINGS):
+            file_of(folder, name)
         pairs = [text.lstrip("+~").partition("=") for text in read_overrides(folder / OVERRIDES)]
         overrides = {key: value for key, _, value in pairs if key not in ("output", "resume")}
     except ValueError as error:
@@ -137,7 +140,7 @@ def _fill_settings(runs: Sequence[Run]) -> None:
 
 
 def _default(folder: Path, key: str) -> str:
-    hydra, config = (_load(folder / ".hydra" / name) for name in ("hydra.yaml", "config.yaml"))
+    hydra, config = (_load(folder / name) for name in _SETTINGS)
     choice = _at(hydra, "hydra", "runtime", "choices", key)
     value = _at(config, *key.split(".")) if choice is None else choice
     return "" if value is None else str(value)
@@ -293,8 +296,6 @@ def draw(path: Path, runs: Sequence[Run], objective: str, sign: int, title: str)
         objective, sign: from the sweep.
         title: above the picture.
     """
-    from dtf.view.figures import drawable
-
     keys = list(runs[0].settings)
     many = [
         k for k in keys if k != "seed" and len(_values(runs, k)) > VALUES_AS_BARS and _is_numeric(runs, k)

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dtf"
 
-# What each part may import beside itself and the modules at the bottom. DESIGN: ops <- layers <- models <-
+# What each part may import beside itself and the modules at the bottom. In short: ops <- layers <- models <-
 # lit; data <- lit; runs and view know none of lit.
 BOTTOM = {"dtf", "dtf.errors", "dtf.files", "dtf.text"}
 MAY = {

@@ -270,6 +270,9 @@ def test_a_folder_without_a_run(tmp_path: Path, capsys) -> None:
     assert "holds no run" in capsys.readouterr().err
     assert report.main([]) == 2
     assert "report.html" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        report.main(["frames=true"])
+    assert "no folder of a run" in capsys.readouterr().err
 
 
 def test_videos_shown_are_of_many_classes() -> None:

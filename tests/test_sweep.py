@@ -479,12 +479,16 @@ def test_a_damaged_run_is_one_line_of_the_summary(tmp_path: Path) -> None:
     }
     for name, (file, text) in damage.items():
         (made_up(tmp_path, name, ["seed=2"], 0.5) / file).write_text(text)
+    elsewhere = tmp_path / "private.txt"
+    elsewhere.write_text("a secret")
+    (made_up(tmp_path, "link", ["seed=2"], 0.5) / "failure.txt").symlink_to(elsewhere)
     sweep.summarize(tmp_path)
     found = rows(tmp_path)
     assert found["good"]["status"] == "finished"
     for name, (file, _) in damage.items():
         assert found[name]["status"] == "failed"
         assert f"{file} is damaged: " in found[name]["reason"]
+    assert "it leads out of its folder" in found["link"]["reason"]
     (tmp_path / "good" / ".hydra" / "config.yaml").write_text("[1, 2]")
     (tmp_path / "multirun.yaml").write_text("- hydra")
     assert sweep.summarize(tmp_path) == 0, "nothing has failed since the sweep was last started"

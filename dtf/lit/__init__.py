@@ -1,0 +1,1 @@
+"""What needs Lightning, and only that: engine, tasks, callbacks, optimisers, checkpoints, building a run."""

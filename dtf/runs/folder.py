@@ -78,6 +78,20 @@ def alone_in(folder: Path) -> Iterator[None]:
         yield
 
 
+def file_of(folder: Path, name: str) -> Path | None:
+    """A file in the folder of a run, which may come from anywhere; None where there is none.
+
+    Raises:
+        ValueError: it leads out of the folder.
+    """
+    path = folder / name
+    if not path.exists():
+        return None
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{path} is damaged: it leads out of its folder")
+    return path
+
+
 def failure(folder: Path) -> str | None:
     """Why the run in `folder` failed, in one line; None where it did not."""
     path = folder / FAILURE

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from dtf.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml
+from dtf.runs.folder import file_of
 from dtf.runs.measure import Measure, measures
 
 # More than this is no run of ours, and is not read.
@@ -105,7 +106,7 @@ class Run:
         Raises:
             ValueError: there is none of that name, or it is something else.
         """
-        path = _found(self.folder, name) if name == os.path.basename(name) else None
+        path = file_of(self.folder, name) if name == os.path.basename(name) else None
         if path is None:
             raise ValueError(f"the run's folder has no picture {name[:100]!r}")
         with open_regular(path) as file:
@@ -121,12 +122,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: the folder holds no run, or one of its files is damaged.
     """
-    config = _found(folder, "config.yaml")
-    results = _found(folder, "results.json")
+    config = file_of(folder, "config.yaml")
+    results = file_of(folder, "results.json")
     if not config and not results:
         raise ValueError(f"{folder} holds no run: no config.yaml, no results.json; give an output folder")
-    about, filters = _found(folder, "about.json"), _found(folder, "filters.json")
-    scores, broken = _found(folder, "scores.csv"), _found(folder, "broken_videos.txt")
+    about, filters = file_of(folder, "about.json"), file_of(folder, "filters.json")
+    scores, broken = file_of(folder, "scores.csv"), file_of(folder, "broken_videos.txt")
     settings = read_yaml(config) if config else {}
     if not isinstance(settings, dict):
         raise ValueError(f"{config} is damaged: it holds no settings")
@@ -143,20 +144,6 @@ def read_run(folder: Path) -> Run:
         if broken
         else [],
     )
-
-
-def _found(folder: Path, name: str) -> Path | None:
-    """A file of the run's folder; None where there is none.
-
-    Raises:
-        ValueError: it leads out of the folder.
-    """
-    path = folder / name
-    if not path.exists():
-        return None
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{path} is damaged: it leads out of its folder")
-    return path
 
 
 def _lines(path: Path) -> Iterator[str]:
@@ -213,7 +200,7 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         path
         for path in folder.glob("version_*/metrics.csv")
         if re.fullmatch(r"version_\d{1,6}", path.parent.name, re.ASCII)
-        and _found(folder.parent, os.path.relpath(path, folder.parent))
+        and file_of(folder.parent, os.path.relpath(path, folder.parent))
     ]
     room = MOST_TEXT // 32
     # Metric -> (epoch, step, value), in order.

@@ -1,4 +1,4 @@
-"""`python -m dtf.data.prepare k400|ssv2|diving48 ROOT`: from a downloaded data set to checked lists.
+"""`python -m dtf.data.prepare NAME ROOT`: from a downloaded data set to checked lists.
 
 Reads the official annotations (or `path label` lists), finds their videos below ROOT whatever the folders are
 called, opens each in a process of its own, and writes ROOT/lists: `train.txt`, `val.txt`, ... (`path label`,

@@ -40,7 +40,7 @@ class Classification(Task):
 
     Args:
         data: tells the classes.
-        label_smoothing: of the training loss, in [0, 1); on top of mixed labels.
+        label_smoothing: of the training loss, in [0, 1]; on top of mixed labels.
         mixing: mixup and cutmix of training batches, arguments of `dtf.lit.mixing.Mixing`; None: neither.
 
     Raises:
