@@ -87,7 +87,7 @@ def _run(files: list[str], options: dict[str, str]) -> int:
     records: list[dict[str, Any]] = []
     names = FileNames()
     failed = 0
-    videos = find_videos(files)
+    videos = find_videos(files, pictures=predictor.view.clip_length == 1)
     for video in videos:
         shown = printable(video)
         console.print(f"[bold]{markup(shown)}[/bold]", soft_wrap=True)

@@ -8,10 +8,11 @@
 file of `python -m dtf.export`. It says everything else: network, class names, clip length, sampling, sizes,
 normalisation. (.pt2 files can run code when loaded; trust=true says that this one may.)
 
-For each video the best classes are printed, and drawn below frames that the network saw. Of a folder all
-videos in it and below are taken. A picture is a video that stands still. With `window`, in seconds, a
-window of that length slides over the video by `stride` seconds (half a window unless given): the picture
-then has the scores over time. `video=true` writes a copy of each video with classes and bars burnt in.
+For each video the best classes are printed, and drawn below frames that the network saw. A picture is a video
+that stands still. Of a folder all videos in it and below are taken, by a network for single frames the
+pictures too. With `window`, in seconds, a window of that length slides over the video by `stride` seconds
+(half a window unless given): the picture then has the scores over time. `video=true` writes a copy of each
+video with classes and bars burnt in.
 OUTPUT gets
 
     predictions.csv     a line for each video, written as soon as it is done
@@ -113,14 +114,17 @@ def parse(arguments: Sequence[str]) -> Request:
     )
 
 
-def find_videos(files: Sequence[str]) -> list[str]:
+def find_videos(files: Sequence[str], pictures: bool = False) -> list[str]:
     """The files as given, each folder replaced by the videos in it and below, sorted by path.
+
+    With `pictures`, for a network that takes single frames, by the pictures too.
 
     Hidden files and folders are left out, links to folders are not followed, and links to files only where
     they stay inside the folder. A folder without videos stays: it may be one of frames, which is a video.
     """
-    from dtf.data.lists import is_video_name
+    from dtf.data.lists import PICTURES, VIDEOS
 
+    kinds = (VIDEOS, PICTURES) if pictures else (VIDEOS,)
     found = []
     for file in files:
         if not os.path.isdir(file):
@@ -133,7 +137,7 @@ def find_videos(files: Sequence[str]) -> list[str]:
             for name in names:
                 path = os.path.join(folder, name)
                 target = os.path.realpath(path)
-                if is_video_name(name) and target.startswith(os.path.join(root, "")):
+                if any(kind.takes(name) for kind in kinds) and target.startswith(os.path.join(root, "")):
                     inside.append(path)
         found.extend(sorted(inside) or [file])
     return found
@@ -154,7 +158,7 @@ def _run(request: Request) -> int:
     predictor = Predictor(
         request.checkpoint, request.views, request.device, request.trust, request.max_read_seconds
     )
-    videos = find_videos(request.files)
+    videos = find_videos(request.files, pictures=predictor.view.clip_length == 1)
     folder = Path(request.output)
     folder.mkdir(parents=True, exist_ok=True)
     console = Console(highlight=False)

@@ -234,6 +234,9 @@ def test_folders_are_searched_without_leaving_them(tmp_path: Path) -> None:
     assert find_videos(["x.mp4", "in"]) == ["x.mp4", "in/b.mp4", "in/same.mp4", "in/sub/a.webm"]
     assert find_videos(["outside/f.mp4", "in/sub"]) == ["outside/f.mp4", "in/sub/a.webm"]
     (tmp_path / "empty").mkdir()
+    (root / "sub" / "p.PNG").write_text("")
+    assert find_videos(["in/sub"]) == ["in/sub/a.webm"]
+    assert find_videos(["in/sub"], pictures=True) == ["in/sub/a.webm", "in/sub/p.PNG"]
     assert find_videos(["empty"]) == ["empty"], "what is wrong with it is said when it is read"
 
 

@@ -152,6 +152,8 @@ class RandomErasing:
         area: share of the frame, smallest and largest.
         aspect: height / width, smallest and largest; drawn uniformly in its logarithm.
         fill: "noise" (each pixel for itself) or "mean" (the mean colour).
+        boxes: at most so many rectangles, their number drawn evenly from 1; they share the area (timm's
+            "recount").
 
     Raises:
         ValueError: values out of range; all faults at once.
@@ -161,6 +163,7 @@ class RandomErasing:
     area: tuple[float, float] = (0.02, 1 / 3)
     aspect: tuple[float, float] = (0.3, 1 / 0.3)
     fill: Fill = "noise"
+    boxes: int = 1
 
     def __post_init__(self) -> None:
         faults = _out_of_range("probability", self.probability, 0.0, 1.0)
@@ -171,6 +174,8 @@ class RandomErasing:
                 faults.append(f"{name} must be [low, high] with 0 < low <= high{limit}, got {list(pair)}")
         if self.fill not in get_args(Fill):
             faults.append(f"fill must be {' or '.join(get_args(Fill))}, got {self.fill!r}")
+        if isinstance(self.boxes, bool) or not isinstance(self.boxes, int) or self.boxes < 1:
+            faults.append(f"boxes must be a whole number, at least 1, got {self.boxes!r}")
         if faults:
             raise ValueError("; ".join(faults))
 
@@ -180,9 +185,22 @@ class RandomErasing:
         """(T, C, H, W) uint8 -> same; `mean` and `std` of the colours in 0..255."""
         if rng.random() >= self.probability:
             return clip
+        count = 1 if self.boxes == 1 else int(rng.integers(1, self.boxes + 1))
+        for _ in range(count):
+            clip = self._cover(clip, 1 / count, mean, std, rng)
+        return clip
+
+    def _cover(
+        self,
+        clip: torch.Tensor,
+        share: float,
+        mean: Sequence[float],
+        std: Sequence[float],
+        rng: np.random.Generator,
+    ) -> torch.Tensor:
         height, width = clip.shape[-2:]
         for _ in range(10):
-            area = height * width * rng.uniform(*self.area)
+            area = height * width * rng.uniform(*self.area) * share
             aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
             h, w = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
             if 0 < h < height and 0 < w < width:

@@ -19,10 +19,19 @@ import torch
 from dtf.data.lists import raise_faults
 from dtf.data.sampling import FrameSampler
 from dtf.data.settings import build, known
-from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TestTransform, normalize
+from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Interpolation, TestTransform, normalize
 
 STAGES = ("train", "val", "test")
-CLIP_KEYS = ("clip_length", "frame_stride", "crop_px", "short_side_px", "sampling", "mean", "std")
+CLIP_KEYS = (
+    "clip_length",
+    "frame_stride",
+    "crop_px",
+    "short_side_px",
+    "interpolation",
+    "sampling",
+    "mean",
+    "std",
+)
 """Names of the settings that make a clip view: right for every data set that a network is evaluated on."""
 
 
@@ -35,6 +44,7 @@ class ClipView:
         frame_stride: frames from one frame of a clip to the next (dense sampling only).
         crop_px: side of the square clips in pixels, S.
         short_side_px: evaluation: short side of the resized frame in pixels; None: crop_px.
+        interpolation: evaluation: how frames are resized, "bilinear" or "bicubic"; None: bilinear.
         sampling: for train, val and test the other arguments of `FrameSampler`.
         mean, std: of each colour for values in 0..1.
 
@@ -46,6 +56,7 @@ class ClipView:
     frame_stride: int = 4
     crop_px: int = 224
     short_side_px: int | None = None
+    interpolation: Interpolation | None = None
     sampling: Mapping[str, Mapping[str, Any] | None] = field(default_factory=dict)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
@@ -95,7 +106,7 @@ class ClipView:
 
     def crops(self, num_crops: int = 1) -> TestTransform:
         """What resizes a frame and cuts M crops out of it, 1 or 3."""
-        return TestTransform(self.crop_px, self.short_side_px, num_crops)
+        return TestTransform(self.crop_px, self.short_side_px, num_crops, self.interpolation)
 
     def normalize(self, video: torch.Tensor) -> torch.Tensor:
         """(B, C, T, S, S) uint8 -> float32, as networks take it."""

@@ -29,11 +29,20 @@ from dtf.data.dataset import (
     most_workers,
 )
 from dtf.data.decoders import reader_class
-from dtf.data.lists import VideoIndex, index_folder, list_classes, raise_faults, read_list, repeated
+from dtf.data.lists import (
+    VIDEOS,
+    Kind,
+    VideoIndex,
+    index_folder,
+    list_classes,
+    raise_faults,
+    read_list,
+    repeated,
+)
 from dtf.data.sampling import parse_views
 from dtf.data.sets.data_set import DATA_SETS
 from dtf.data.settings import build, known
-from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, TrainTransform
+from dtf.data.transforms import IMAGENET_MEAN, IMAGENET_STD, Interpolation, TrainTransform
 
 log = logging.getLogger(__name__)
 _MOST_REPORT_BYTES = 1 << 26
@@ -52,8 +61,9 @@ _AUGMENT_PARTS: dict[str, type] = {"rand_augment": RandAugment, "erase": RandomE
 class VideoDataModule(LightningDataModule):
     """Any video data set that is a folder tree ROOT/SPLIT/CLASS/VIDEO or comes as `path label` lists.
 
-    Other data sets are subclasses that make files in `prepare_data` or override `read_class_names` and
-    `read_split`. The data folder is first looked at when classes or videos are asked for.
+    Other data sets are subclasses that make files in `prepare_data` or override `kind`, `split_of`,
+    `name_of`, `read_class_names` or `read_split`. The data folder is first looked at when classes or videos
+    are asked for.
 
     Args:
         root: the data folder.
@@ -65,6 +75,7 @@ class VideoDataModule(LightningDataModule):
         frame_stride: frames from one frame of a clip to the next (dense sampling only).
         crop_px: side of the square clips in pixels.
         short_side_px: evaluation: short side of the resized frame in pixels; None: crop_px.
+        interpolation: evaluation: how frames are resized, "bilinear" or "bicubic"; None: bilinear.
         batch_size: clips of a batch on each process. Evaluation keeps the views of a video together, so its
             batches have max(1, batch_size // views) videos.
         repeats: training clips of each video per epoch, drawn independently and put into the same batch
@@ -85,6 +96,7 @@ class VideoDataModule(LightningDataModule):
     Attributes:
         normalizes: whether clips are normalised on the device; False for a graph that does it itself.
         target: what `label` is in batches.
+        kind: of the files in class folders.
 
     Raises:
         ValueError: a setting is unknown or out of range.
@@ -92,6 +104,7 @@ class VideoDataModule(LightningDataModule):
 
     normalizes = True
     target: Target = staticmethod(class_of)
+    kind: Kind = VIDEOS
 
     def __init__(
         self,
@@ -104,6 +117,7 @@ class VideoDataModule(LightningDataModule):
         frame_stride: int = 4,
         crop_px: int = 224,
         short_side_px: int | None = None,
+        interpolation: Interpolation | None = None,
         batch_size: int = 8,
         repeats: int = 1,
         num_workers: int | None = None,
@@ -154,7 +168,14 @@ class VideoDataModule(LightningDataModule):
 
         self.num_clips, self.num_crops = parse_views(test_views)
         self.view = ClipView(
-            clip_length, frame_stride, crop_px, short_side_px, dict(sampling or {}), tuple(mean), tuple(std)
+            clip_length,
+            frame_stride,
+            crop_px,
+            short_side_px,
+            interpolation,
+            dict(sampling or {}),
+            tuple(mean),
+            tuple(std),
         )
         parts = {key: value for key, value in (augment or {}).items() if key in _AUGMENT_PARTS}
         built = {
@@ -240,14 +261,23 @@ class VideoDataModule(LightningDataModule):
         raise_faults(self._where, faults)
         for stage, index in indexes.items():
             log.info(
-                "%s: %s has %d videos of %d classes%s",
+                "%s: %s has %d %ss of %d classes%s",
                 self.name,
                 stage,
                 len(index),
+                self.kind.word,
                 self.num_classes,
                 self._coverage(stage, index),
             )
         self._indexes.update(indexes)
+
+    def split_of(self, stage: str) -> str | None:
+        """The folder or list file of a stage ("train", "val", "test") below the root; None: there is none."""
+        return self.splits[stage]
+
+    def name_of(self, folder: str) -> str:
+        """The name of the class whose folder has this name."""
+        return folder
 
     def read_class_names(self) -> list[str]:
         """Names of the classes by label: as given, or from training, or from the splits that there are."""
@@ -262,7 +292,7 @@ class VideoDataModule(LightningDataModule):
                 if line.strip()
             ]
         if given is not None:
-            names = [str(name) for name in given]
+            names = [self.name_of(str(name)) for name in given]
             twice = repeated(names)
             if twice or not names:
                 raise ValueError(f"data.class_names: {'repeated ' + ', '.join(twice) if twice else 'empty'}")
@@ -272,9 +302,10 @@ class VideoDataModule(LightningDataModule):
         sources = ["train"] if "train" in present else present
         folders = [s for s in sources if self._split_path(s).is_dir()]
         if folders:
-            return sorted({name for s in folders for name in list_classes(self._split_path(s))})
+            names = sorted({name for s in folders for name in list_classes(self._split_path(s))})
+            return [self.name_of(name) for name in names]
         faults: list[str] = [] if sources else [self._missing_split("train")]
-        indexes = [read_list(self.root, str(self.splits[s]), None, faults) for s in sources]
+        indexes = [read_list(self.root, str(self.split_of(s)), None, faults) for s in sources]
         raise_faults(self._where, faults)
         return [str(label) for label in range(1 + max(int(np.max(index.labels)) for index in indexes))]
 
@@ -285,9 +316,9 @@ class VideoDataModule(LightningDataModule):
             stage: "train", "val" or "test".
             faults: takes a line for everything that is wrong.
         """
-        split = str(self.splits[stage])
+        split = str(self.split_of(stage))
         if self._split_path(stage).is_dir():
-            return index_folder(self.root, split, self.class_names, faults)
+            return index_folder(self.root, split, self.class_names, faults, self.kind, self.name_of)
         return read_list(self.root, split, self.class_names, faults)
 
     def _coverage(self, stage: str, index: VideoIndex) -> str:
@@ -312,16 +343,15 @@ class VideoDataModule(LightningDataModule):
     def _check_root(self) -> None:
         if not os.path.isdir(self.root):
             problem = "is not a folder" if os.path.exists(self.root) else "does not exist"
-            raise ValueError(
-                f"{self._where}: {problem}; expected ROOT/{{train,val,test}}/CLASS/*.mp4 or list files"
-            )
+            files = f"ROOT/{{train,val,test}}/CLASS/{self.kind.example}"
+            raise ValueError(f"{self._where}: {problem}; expected {files} or list files")
 
     def _split_path(self, stage: str) -> Path:
-        return Path(self.root, self.splits[stage] or "")
+        return Path(self.root, self.split_of(stage) or "")
 
     def _missing_split(self, stage: str) -> str:
         """Why this split cannot be read; "" when it is there."""
-        split = self.splits[stage]
+        split = self.split_of(stage)
         if split is None:
             return f"data.splits.{stage} is null, but this run needs it"
         inside = Path(os.path.normpath(self._split_path(stage))).is_relative_to(self.root)
@@ -329,7 +359,7 @@ class VideoDataModule(LightningDataModule):
             return f"data.splits.{stage}={split} is not inside the data folder"
         if split and self._split_path(stage).exists():
             return ""
-        expected = f"{split}/CLASS/*.mp4"
+        expected = f"{split}/CLASS/{self.kind.example}"
         if split.endswith(".txt"):
             if self.name in DATA_SETS:
                 # The same for every split, and then said once.

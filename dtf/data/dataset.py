@@ -23,7 +23,7 @@ from dtf.data.pool import num_cores
 from dtf.data.reader import FrameReader
 from dtf.data.sampling import FrameSampler
 from dtf.data.storage import open_video
-from dtf.data.transforms import Box, TestTransform, TrainTransform
+from dtf.data.transforms import Box, Interpolation, TestTransform, TrainTransform
 
 MAX_SUBSTITUTES = 10
 """After this many broken videos in a row for one training sample, reading stops."""
@@ -174,13 +174,14 @@ class TrainDataset(Dataset[Sample]):
             _check_fps(self.sampler, reader)
             num_frames = self.index.usable_frames(video_index, reader.num_frames)
             indices = self.sampler.train(num_frames, reader.fps, rng)
-            box: Box | None = None
+            crop: tuple[Box, Interpolation] | None = None
 
             def cut(frame: torch.Tensor) -> list[torch.Tensor]:
-                nonlocal box
-                if box is None:
+                nonlocal crop
+                if crop is None:
                     box = self.transform.draw_box(frame.shape[1], frame.shape[2], rng)
-                return [self.transform.crop_frame(frame, box)]
+                    crop = box, self.transform.draw_interpolation(rng)
+                return [self.transform.crop_frame(frame, *crop)]
 
             [clip] = read_views(reader, indices[None], cut, 1, self.transform.crop_px, out)
         label = int(self.index.labels[video_index])

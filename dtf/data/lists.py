@@ -6,9 +6,11 @@ import csv
 import hashlib
 import os
 import re
+from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,9 +23,27 @@ VIDEO_EXTENSIONS = frozenset(
     | {".ogv", ".ts", ".vob", ".webm", ".wmv"}
 )
 
+PICTURE_EXTENSIONS = frozenset({".bmp", ".jpeg", ".jpg", ".png", ".webp"})
+
 _FAULTS_SHOWN = 20
 _SEVERAL_LABELS = re.compile(r"(\S.*?)\s+(?:\d+\s+)?\d+(?:,\d+)+", flags=re.ASCII)
 _HEADER_WORDS = frozenset({"path", "video", "file", "filename"})
+
+
+class Kind(NamedTuple):
+    """What the files of a folder tree are: a word for one, the endings of their names, one for messages."""
+
+    word: str
+    extensions: frozenset[str]
+    example: str
+
+    def takes(self, name: str) -> bool:
+        """Whether a file of this name is one; hidden files (also macOS's "._x.mp4") are not."""
+        return not name.startswith(".") and os.path.splitext(name)[1].lower() in self.extensions
+
+
+VIDEOS = Kind("video", VIDEO_EXTENSIONS, "*.mp4")
+PICTURES = Kind("picture", PICTURE_EXTENSIONS, "*.jpg")
 
 
 class VideoIndex:
@@ -46,14 +66,16 @@ class VideoIndex:
         num_frames: Iterable[int] | None = None,
     ) -> None:
         self.root = os.path.abspath(os.fspath(root))
-        encoded = [os.fsencode(path) for path in paths]
-        ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self._offsets = np.concatenate([np.zeros(1, np.int64), ends])
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
+        joined, ends = bytearray(), array("q", [0])
+        for path in paths:  # one at a time: as Python's own, a million paths take 100 MB
+            joined += os.fsencode(path)
+            ends.append(len(joined))
+        self._offsets = np.array(ends, np.int64)
+        self._bytes = np.frombuffer(bytes(joined), np.uint8)
         self.labels = np.fromiter(labels, np.int64)
         self.listed_frames = None if num_frames is None else np.fromiter(num_frames, np.int32)
-        assert len(encoded) == len(self.labels), "every path needs a label"
-        assert self.listed_frames is None or len(self.listed_frames) == len(encoded)
+        assert len(ends) - 1 == len(self.labels), "every path needs a label"
+        assert self.listed_frames is None or len(self.listed_frames) == len(self.labels)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -108,8 +130,8 @@ def raise_faults(where: str, faults: Sequence[str]) -> None:
 
 
 def is_video_name(name: str) -> bool:
-    """Whether a file of this name is taken for a video; hidden files (also macOS's "._x.mp4") are not."""
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_EXTENSIONS
+    """Whether a file of this name is taken for a video, see `Kind.takes`."""
+    return VIDEOS.takes(name)
 
 
 def repeated(names: Iterable[str]) -> list[str]:
@@ -124,36 +146,50 @@ def list_classes(folder: str | os.PathLike[str]) -> list[str]:
 
 
 def index_folder(
-    root: str | os.PathLike[str], split: str, class_names: Sequence[str], faults: list[str]
+    root: str | os.PathLike[str],
+    split: str,
+    class_names: Sequence[str],
+    faults: list[str],
+    kind: Kind = VIDEOS,
+    name_of: Callable[[str], str] = str,
 ) -> VideoIndex:
-    """Index ROOT/SPLIT/CLASS/VIDEO; the label is the position of CLASS in `class_names`.
+    """Index ROOT/SPLIT/CLASS/VIDEO; the label is the position of the class in `class_names`.
 
     Args:
         root: data folder.
         split: folder below the root.
         class_names: known classes; a class without a folder is fine.
         faults: a line is added for each unknown class and each class folder without a video.
+        kind: of the files that are taken.
+        name_of: name of the class from that of its folder.
 
     Returns:
         The videos by class, then by name.
     """
     label_of = {name: label for label, name in enumerate(class_names)}
-    paths: list[str] = []
-    labels: list[int] = []
-    found = list_classes(os.path.join(root, split))
-    for name in found:
-        if name not in label_of:
-            faults.append(f"{split}/{printable(name)}: not one of the {len(class_names)} classes of training")
-            continue
-        with os.scandir(os.path.join(root, split, name)) as entries:
-            videos = sorted(e.name for e in entries if is_video_name(e.name) and not e.is_dir())
-        if not videos:
-            faults.append(f"{split}/{printable(name)}: holds no video (known endings: {_endings()})")
-        paths.extend(os.path.join(split, name, video) for video in videos)
-        labels.extend([label_of[name]] * len(videos))
-    if not found:
-        faults.append(f"{split}: is empty, expected {split}/CLASS/*.mp4")
-    return VideoIndex(root, paths, labels)
+    labels = array("q")  # complete when the paths are
+
+    def paths() -> Iterator[str]:
+        found = list_classes(os.path.join(root, split))
+        for name in found:
+            label = label_of.get(name_of(name))
+            if label is None:
+                faults.append(
+                    f"{split}/{printable(name)}: not one of the {len(class_names)} classes of training"
+                )
+                continue
+            with os.scandir(os.path.join(root, split, name)) as entries:
+                videos = sorted(e.name for e in entries if kind.takes(e.name) and not e.is_dir())
+            if not videos:
+                endings = " ".join(sorted(kind.extensions))
+                faults.append(f"{split}/{printable(name)}: holds no {kind.word} (known endings: {endings})")
+            labels.extend([label] * len(videos))
+            folder = os.path.join(split, name, "")
+            yield from (folder + video for video in videos)
+        if not found:
+            faults.append(f"{split}: is empty, expected {split}/CLASS/{kind.example}")
+
+    return VideoIndex(root, paths(), labels)
 
 
 def read_list(
@@ -311,7 +347,3 @@ def _inside(root: str | os.PathLike[str], path: str) -> str | None:
         return None
     relative = os.path.relpath(os.path.join(os.path.abspath(root), path), os.path.abspath(root))
     return None if relative in (".", "..") or relative.startswith(".." + os.sep) else relative
-
-
-def _endings() -> str:
-    return " ".join(sorted(VIDEO_EXTENSIONS))

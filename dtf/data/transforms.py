@@ -24,6 +24,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Crop = Literal["random_resized", "short_side_jitter", "center"]
+Interpolation = Literal["bilinear", "bicubic"]
+"""How a resized pixel is weighed from those around it; both with antialiasing."""
 
 
 class Box(NamedTuple):
@@ -81,15 +83,19 @@ def short_side_box(height: int, width: int, short_side: float, crop: int, rng: n
     return Box(int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1)), side, side)
 
 
-def crop_and_resize(frame: torch.Tensor, box: Box, size: int) -> torch.Tensor:
-    """(C, H, W) uint8 -> (C, size, size) uint8 in channels_last memory, bilinear with antialiasing.
+def crop_and_resize(
+    frame: torch.Tensor, box: Box, size: int, interpolation: Interpolation = "bilinear"
+) -> torch.Tensor:
+    """(C, H, W) uint8 -> (C, size, size) uint8 in channels_last memory.
 
     The same values as torchvision's `resized_crop`, several times as fast for frames in channels_last memory.
     """
-    return _resize(frame, box, size, size)
+    return _resize(frame, box, size, size, interpolation)
 
 
-def resize_short_side(frame: torch.Tensor, short_side: int) -> torch.Tensor:
+def resize_short_side(
+    frame: torch.Tensor, short_side: int, interpolation: Interpolation = "bilinear"
+) -> torch.Tensor:
     """(C, H, W) uint8 resized so that its short side has `short_side` pixels; the long side rounds down.
 
     The same values as torchvision's `resize`, in channels_last memory.
@@ -97,10 +103,13 @@ def resize_short_side(frame: torch.Tensor, short_side: int) -> torch.Tensor:
     height, width = frame.shape[1:]
     shorter = min(height, width)
     whole = Box(0, 0, height, width)
-    return _resize(frame, whole, short_side * height // shorter, short_side * width // shorter)
+    height, width = short_side * height // shorter, short_side * width // shorter
+    return _resize(frame, whole, height, width, interpolation)
 
 
-def _resize(frame: torch.Tensor, box: Box, height: int, width: int) -> torch.Tensor:
+def _resize(
+    frame: torch.Tensor, box: Box, height: int, width: int, interpolation: Interpolation
+) -> torch.Tensor:
     """The part of a (C, H, W) frame in the box at another size.
 
     torchvision's functions lose the memory format of a single frame: torch's kernel then writes colour
@@ -111,7 +120,7 @@ def _resize(frame: torch.Tensor, box: Box, height: int, width: int) -> torch.Ten
     if (box.height, box.width) == (height, width):
         return rows_HWC.permute(2, 0, 1)
     batch = rows_HWC.contiguous().unsqueeze(0).permute(0, 3, 1, 2)
-    return torch.nn.functional.interpolate(batch, (height, width), mode="bilinear", antialias=True)[0]
+    return torch.nn.functional.interpolate(batch, (height, width), mode=interpolation, antialias=True)[0]
 
 
 def view_boxes(height: int, width: int, crop: int, num_crops: int) -> list[Box]:
@@ -162,6 +171,8 @@ class TrainTransform:
         scale: random_resized: share of the frame's area, smallest and largest.
         ratio: random_resized: width / height, smallest and largest.
         short_side_px: short_side_jitter: range of the short side in pixels before a crop of crop_px.
+        interpolation: "bilinear", "bicubic" or "random": one of the two, drawn for each clip (timm's
+            recipes); None: bilinear.
         flip: probability of mirroring left and right. 0 wherever direction matters, or see flip_labels.
         flip_labels: pairs of classes that a mirror turns into each other ("left to right", "right to left").
         brightness, contrast, saturation: factors are drawn from 1 - x .. 1 + x; 0 is off.
@@ -183,6 +194,7 @@ class TrainTransform:
     scale: tuple[float, float] = (0.2, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     short_side_px: tuple[int, int] | None = None
+    interpolation: Interpolation | Literal["random"] | None = None
     flip: float = 0.5
     flip_labels: tuple[tuple[int, int], ...] = ()
     brightness: float = 0.0
@@ -216,6 +228,9 @@ class TrainTransform:
                 faults.append(
                     f"short_side_px must be [low, high], crop_px={self.crop_px} <= low <= high; got {given}"
                 )
+        if self.interpolation not in (None, "random", *get_args(Interpolation)):
+            allowed = f"{', '.join(get_args(Interpolation))}, random or null"
+            faults.append(f"interpolation must be {allowed}, got {self.interpolation!r}")
         limits = {"flip": 1.0, "hue": 0.5, "color_probability": 1.0, "grayscale": 1.0, "blur": 1.0}
         for name in ("brightness", "contrast", "saturation", *limits):
             value, top = getattr(self, name), limits.get(name, math.inf)
@@ -240,9 +255,17 @@ class TrainTransform:
         side = min(height, width)
         return Box((height - side) // 2, (width - side) // 2, side, side)
 
-    def crop_frame(self, frame: torch.Tensor, box: Box) -> torch.Tensor:
+    def draw_interpolation(self, rng: np.random.Generator) -> Interpolation:
+        """How the crop is resized; nothing is drawn where there is no choice."""
+        if self.interpolation == "random":
+            return get_args(Interpolation)[int(rng.integers(2))]
+        return self.interpolation or "bilinear"
+
+    def crop_frame(
+        self, frame: torch.Tensor, box: Box, interpolation: Interpolation = "bilinear"
+    ) -> torch.Tensor:
         """(C, H, W) uint8 -> (C, S, S) uint8: the part in the box at the output size."""
-        return crop_and_resize(frame, box, self.crop_px)
+        return crop_and_resize(frame, box, self.crop_px, interpolation)
 
     def augment(self, clip: torch.Tensor, label: int, rng: np.random.Generator) -> tuple[torch.Tensor, int]:
         """Everything that comes after the crop.
@@ -305,9 +328,10 @@ class TestTransform:
         crop_px: side of the output in pixels.
         short_side_px: short side of the resized frame in pixels; None: crop_px.
         num_crops: 1 (centre) or 3 (start, middle, end of the long side).
+        interpolation: of the resized frame, "bilinear" or "bicubic"; None: bilinear.
 
     Raises:
-        ValueError: a crop larger than the resized frame.
+        ValueError: a crop larger than the resized frame, an unknown interpolation.
     """
 
     __test__ = False  # not a test case, whatever its name
@@ -315,12 +339,16 @@ class TestTransform:
     crop_px: int
     short_side_px: int | None = None
     num_crops: int = 1
+    interpolation: Interpolation | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.crop_px <= self.resized_px:
             raise ValueError(
                 f"crop_px must lie in 1..short_side_px={self.resized_px}, so that it fits; got {self.crop_px}"
             )
+        if self.interpolation not in (None, *get_args(Interpolation)):
+            allowed = f"{', '.join(get_args(Interpolation))} or null"
+            raise ValueError(f"interpolation must be {allowed}, got {self.interpolation!r}")
 
     @property
     def resized_px(self) -> int:
@@ -329,6 +357,6 @@ class TestTransform:
 
     def crops(self, frame: torch.Tensor) -> list[torch.Tensor]:
         """(C, H, W) uint8 -> num_crops views, each (C, S, S) uint8."""
-        resized = resize_short_side(frame, self.resized_px)
+        resized = resize_short_side(frame, self.resized_px, self.interpolation or "bilinear")
         boxes = view_boxes(resized.shape[-2], resized.shape[-1], self.crop_px, self.num_crops)
         return [F.crop(resized, *box) for box in boxes]

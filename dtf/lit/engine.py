@@ -170,8 +170,9 @@ class Engine(pl.LightningModule):
         """Optimiser and schedule of the recipe, stepped with every optimiser step."""
         optimizer = build_optimizer(self.network, self.optim)
         num_steps, steps_per_epoch = self._num_steps()
+        cooldown_steps = round(self.optim.cooldown_epochs * steps_per_epoch)
         schedule = warmup_cosine(
-            num_steps,
+            max(1, num_steps - cooldown_steps),
             round(self.optim.warmup_epochs * steps_per_epoch),
             self.optim.warmup_start,
             self.optim.min_lr,

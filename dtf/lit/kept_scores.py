@@ -60,7 +60,10 @@ def describe_evaluation(
         data: of the videos; where they lie and in which batches they are read does not count.
         precision: of the trainer.
     """
-    return {
+    interpolation = data.view.interpolation or "bilinear"
+    # Scores from before there was a choice do not say how frames are resized.
+    other_resizing = {} if interpolation == "bilinear" else {"interpolation": interpolation}
+    return other_resizing | {
         "format": _FORMAT,
         "checkpoint": _digest_of_files(checkpoint, Path(f"{checkpoint}.data")),
         "network": network,
@@ -125,9 +128,9 @@ class KeptScores:
             return
         other = "of an unknown kind"
         if isinstance(found, dict):
-            keys = [key for key in now if found.get(key) != now[key]]
+            keys = [key for key in found | now if found.get(key) != now.get(key)]
             other = "of another evaluation: " + ", ".join(
-                f"{key} was {str(found.get(key))[:12]!r}, is {str(now[key])[:12]!r}" for key in keys
+                f"{key} was {str(found.get(key))[:12]!r}, is {str(now.get(key))[:12]!r}" for key in keys
             )
         raise RunError(
             f"{shown(self.folder)} keeps scores {other}. Choose another folder (output=DIR), or remove "

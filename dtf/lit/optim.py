@@ -44,6 +44,7 @@ class OptimConfig:
         warmup_epochs: linear warm-up, in epochs (fractions allowed).
         warmup_start: first learning rate as a share of `lr`, in (0, 1].
         min_lr: the cosine's end as a share of `lr`, in [0, 1].
+        cooldown_epochs: the last epochs of the run, after the cosine's end, at `min_lr`.
         decay_all: decay norms, biases and position tables too.
         lr_scale: pattern -> factor on `lr` for the parameters that it names. A pattern is a module's name
             ("backbone.head") or has wildcards ("*.bias"). Of several that fit a name, the last one counts.
@@ -65,6 +66,7 @@ class OptimConfig:
     warmup_epochs: float = 0.0
     warmup_start: float = 0.01
     min_lr: float = 0.0
+    cooldown_epochs: float = 0.0
     decay_all: bool = False
     lr_scale: Mapping[str, float] = field(default_factory=dict)
     layer_decay: float | None = None
@@ -79,6 +81,7 @@ class OptimConfig:
             "momentum": (0.0, 1.0),
             "eps": (0.0, math.inf),
             "warmup_epochs": (0.0, math.inf),
+            "cooldown_epochs": (0.0, math.inf),
             "warmup_start": (0.0, 1.0),
             "min_lr": (0.0, 1.0),
         }
@@ -112,8 +115,9 @@ class OptimConfig:
         if missing:
             raise ValueError(f"optim needs {' and '.join(missing)}")
         settings: dict[str, Any] = {str(k): tuple(v) if k == "betas" else v for k, v in values.items()}
-        if settings.get("lr_scale") is None:
-            settings["lr_scale"] = {}
+        for key in ("lr_scale", "cooldown_epochs"):  # null in the config: none
+            if settings.get(key) is None:
+                settings.pop(key, None)
         return cls(**settings)
 
 
@@ -223,7 +227,7 @@ def warmup_cosine(
     """The learning rate of step 0..num_steps-1 as a share of its peak.
 
     Args:
-        num_steps: optimiser steps of the whole run, at least 1.
+        num_steps: optimiser steps until the cosine's end, at least 1; later ones stay at `min_lr`.
         warmup_steps: steps of linear warm-up, from `warmup_start` to 1; the peak is step `warmup_steps`.
         warmup_start: share at step 0.
         min_lr: share that the cosine reaches after the last step.

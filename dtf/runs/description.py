@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from dtf.data.clip_view import CLIP_KEYS, STAGES
+from dtf.data.transforms import Interpolation
 from dtf.files import leads_out
 from dtf.text import shortened
 
@@ -74,7 +75,8 @@ def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:
     if not isinstance(data, Mapping):
         raise ValueError(f"{path}: damaged description: data must be settings, got {str(data)[:80]}")
     keys = (*CLIP_KEYS, "test_views", "name", "root", "splits", *MADE_KEYS)
-    taken = {key: data[key] for key in keys if key in data}
+    # Weights from before there was a choice do not say how frames are resized.
+    taken = {"interpolation": None} | {key: data[key] for key in keys if key in data}
     for key, value in taken.items():
         if not _is_right(key, value):
             raise _damaged(path, f"data.{key}", value)
@@ -91,6 +93,8 @@ def _is_right(key: str, value: Any) -> bool:
     """Whether a data setting has the type and the range of its name."""
     if key in ("clip_length", "frame_stride", "crop_px") or (key == "short_side_px" and value is not None):
         return _is_count(value) and 1 <= value <= _MOST
+    if key == "interpolation":
+        return value in (None, *get_args(Interpolation))
     if key in ("mean", "std"):
         return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
     if key == "splits":

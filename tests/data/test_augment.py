@@ -194,6 +194,28 @@ def test_erasing_covers_one_rectangle_of_all_frames():
     assert len(corners) > 200
 
 
+def test_erasing_covers_several_rectangles_that_share_the_area():
+    clip = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    source, counts, areas = rng(), [], []
+    erase = RandomErasing(1.0, (0.12, 0.12), (1.0, 1.0), boxes=3)
+    placed: list[tuple] = []
+
+    def note(clip, top, left, height, width, pixels):
+        placed.append((height, width))
+        return clip
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dtf.data.augment.F.erase", note)
+        for _ in range(300):
+            erase(clip, MEAN, STD, source)
+            counts.append(len(placed))
+            areas.append(sum(height * width for height, width in placed) / 64**2)
+            placed.clear()
+    assert all(80 < counts.count(n) < 120 for n in (1, 2, 3))
+    assert min(areas) == pytest.approx(0.12, abs=0.01)
+    assert max(areas) == pytest.approx(0.12, abs=0.01)
+
+
 def test_erasing_fills_with_normal_noise_or_the_mean():
     """Normalised afterwards: normal noise but for the cut at 0..255, or zero."""
     clip = torch.zeros(2, 3, 200, 200, dtype=torch.uint8)
@@ -321,6 +343,7 @@ def jitter_by_hand(clip: torch.Tensor, source: np.random.Generator) -> torch.Ten
         (RandAugment, {"m": 15, "probability": 2}, r"m must lie in 0\.\.10, got 15; probability must lie in"),
         (RandAugment, {"std": -1}, "std"),
         (RandomErasing, {"area": (0.3, 0.2)}, "area must be"),
+        (RandomErasing, {"boxes": 0}, "boxes must be a whole number, at least 1, got 0"),
         (RandomErasing, {"aspect": (0, 1), "fill": "black"}, "aspect must be .* fill must be noise or mean"),
     ],
 )

@@ -41,6 +41,19 @@ def test_crop_and_resize():
         part[None].double(), (16, 16), mode="bilinear", antialias=True, align_corners=False
     )[0]
     assert (crop_and_resize(frame, box, 16).double() - exact).abs().max() <= 1.0  # rounding
+    cubic = F.resize(part.contiguous(), [16, 16], F.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(crop_and_resize(frame, box, 16, "bicubic"), cubic)
+    assert not torch.equal(cubic, expected)
+
+
+def test_interpolation_is_drawn_where_there_is_a_choice():
+    source = rng()
+    before = source.bit_generator.state
+    assert TrainTransform(32).draw_interpolation(source) == "bilinear"
+    assert TrainTransform(32, interpolation="bicubic").draw_interpolation(source) == "bicubic"
+    assert source.bit_generator.state == before
+    drawn = [TrainTransform(32, interpolation="random").draw_interpolation(source) for _ in range(50)]
+    assert 15 < drawn.count("bicubic") < 35
 
 
 def test_view_boxes_by_hand():
@@ -55,6 +68,9 @@ def test_test_transform_agrees_with_torchvision(height, width):
     frame = picture(height, width)[0]
     (center,) = TestTransform(32, 40).crops(frame)
     assert torch.equal(center, F.center_crop(F.resize(frame, [40], antialias=True), [32, 32]))
+    (cubic,) = TestTransform(32, 40, interpolation="bicubic").crops(frame)
+    resized = F.resize(frame, [40], F.InterpolationMode.BICUBIC, antialias=True)
+    assert torch.equal(cubic, F.center_crop(resized, [32, 32]))
     crops = TestTransform(32, 32, 3).crops(frame)
     resized = F.resize(frame, [32], antialias=True)
     assert torch.equal(crops[0], resized[:, :32, :32])
@@ -154,6 +170,10 @@ def test_normalize_by_hand_and_memory():
         ({"crop": "short_side_jitter", "short_side_px": (16, 40)}, "short_side_px"),
         ({"flip": 1.5, "hue": 0.7}, "flip must lie in 0..1.*hue must lie in 0..0.5"),
         ({"brightness": -0.1}, "brightness"),
+        (
+            {"interpolation": "nearest"},
+            "interpolation must be bilinear, bicubic, random or null, got 'nearest'",
+        ),
     ],
 )
 def test_settings_are_checked(settings, message):
@@ -164,6 +184,8 @@ def test_settings_are_checked(settings, message):
 def test_crop_must_fit():
     with pytest.raises(ValueError, match="short_side_px=32"):
         TestTransform(40, 32)
+    with pytest.raises(ValueError, match="interpolation must be bilinear, bicubic or null, got 'random'"):
+        TestTransform(32, interpolation="random")
 
 
 def test_a_mirrored_clip_gets_the_mirrored_label():

@@ -138,6 +138,11 @@ def test_the_schedule_counts_optimiser_steps() -> None:
     fit(classifier(tiny(), 2, SGD), record, max_epochs=3, accumulate_grad_batches=3)
     assert record.rates == pytest.approx([0.01] * 3 + [0.1] * 3 + [0.05] * 3)
 
+    record = Record()
+    fit(classifier(tiny(), 2, SGD | {"min_lr": 0.1, "cooldown_epochs": 1}), record, max_epochs=3)
+    assert record.rates[6:] == pytest.approx([0.01] * 3)
+    assert record.rates[3] == pytest.approx(0.1)
+
 
 def test_the_logged_rate_is_that_of_a_group_without_scale() -> None:
     trainer = fit(

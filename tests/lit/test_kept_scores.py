@@ -75,6 +75,8 @@ def test_another_evaluation_is_refused(tmp_path: Path) -> None:
     append(tmp_path, [1])
     with pytest.raises(RunError, match=r"of another evaluation: views was '3x3', is '2x1'\. Choose another"):
         KeptScores(tmp_path, EVALUATION | {"views": "2x1"})
+    with pytest.raises(RunError, match=r"evaluation: interpolation was 'None', is 'bicubic'\. Choose"):
+        KeptScores(tmp_path, EVALUATION | {"interpolation": "bicubic"})
     # What a process of that one still writes, after its folder was removed, is not taken either.
     (tmp_path / DESCRIPTION).unlink()
     other = KeptScores(tmp_path, EVALUATION | {"views": "9x1"})

@@ -182,7 +182,7 @@ def test_warm_up_and_cosine() -> None:
     assert factor(10) == pytest.approx(1.0)
     assert factor(60) == pytest.approx(0.6)
     assert factor(110) == pytest.approx(0.2)
-    assert factor(1000) == pytest.approx(0.2)
+    assert factor(1000) == pytest.approx(0.2), "cool-down"
     assert all(factor(i) < factor(i + 1) for i in range(10))
     assert all(factor(i) > factor(i + 1) for i in range(10, 110))
 

@@ -18,6 +18,7 @@ VIEW = {
     "frame_stride": 2,
     "crop_px": 64,
     "short_side_px": None,
+    "interpolation": "bicubic",
     "mean": [0.5, 0.5, 0.5],
     "std": (0.2, 0.2, 0.2),
     "test_views": "10x3",
@@ -45,7 +46,10 @@ def test_what_is_taken() -> None:
     }
     assert taken_data(FILE, VIEW | where | others, ["a"]) == VIEW | where
     # Never the file of names that the run had read.
-    assert taken_data(FILE, {"class_names": "/etc/passwd"}, ["a"]) == {"class_names": ["a"]}
+    assert taken_data(FILE, {"class_names": "/etc/passwd"}, ["a"])["class_names"] == ["a"]
+    # Weights from before there was a choice were trained with the only one.
+    before = {key: value for key, value in VIEW.items() if key != "interpolation"}
+    assert taken_data(FILE, before, ["a"]) == before | {"interpolation": None}
 
 
 @pytest.mark.parametrize(
@@ -56,6 +60,7 @@ def test_what_is_taken() -> None:
             for key in ("clip_length", "frame_stride", "crop_px")
             for x in (None, 0, 10**6, 1.5, "8", True)
         ),
+        *(("interpolation", x) for x in ("random", "nearest", 3, ["bicubic"])),
         *(("short_side_px", x) for x in ("${.crop_px}", -1, [1])),
         *(("mean", x) for x in (0.5, "abc", [1, 2], [1, 2, "3"], [1, 2, float("nan")], [1, 2, float("inf")])),
         *(("sampling", x) for x in ("dense", {"train": "dense"}, {"other": {}}, {"test": {"_target_": "x"}})),

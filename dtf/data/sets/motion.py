@@ -15,12 +15,9 @@ The last pair needs long-range temporal modelling: its two events lie 11 to 17 f
 Shape letters: N frames, H = W = SIZE_PX pixels.
 """
 
-import json
 import logging
 import math
 import os
-import shutil
-import tempfile
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +30,7 @@ from rich.progress import track
 
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.h264 import write_h264
+from dtf.data.sets.made import make_once
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +48,6 @@ SIZE_PX = 64
 NUM_FRAMES = 24
 FPS = 12
 TEXTURE_PX = 160
-MANIFEST = "motion.json"
 # Part of the manifest: raise it when the pictures change, so that old files are not mistaken for new ones.
 VERSION = 1
 
@@ -135,8 +132,7 @@ def _texture(generator: torch.Generator) -> torch.Tensor:
 def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: int = 0) -> Path:
     """Write the data set as ROOT/{train,val,test}/CLASS/NNNNN.mp4, once.
 
-    The files appear all at once (a folder beside ROOT is filled, then renamed), so a run that was killed
-    leaves nothing that looks finished. A ROOT that already holds the same set is left as it is.
+    See `make_once`: a run that was killed leaves nothing that looks finished.
 
     Args:
         root: the folder to make.
@@ -151,23 +147,19 @@ def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: 
     """
     root = Path(root)
     manifest = {"version": VERSION, "seed": seed, "clips_per_class": dict(clips_per_class)}
-    if root.exists():
-        _check_manifest(root, manifest)
-        return root
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{root.name}-", dir=root.parent))
-    try:
+
+    def fill(folder: Path) -> None:
         jobs = []
         for split, count in clips_per_class.items():
             for class_name in CLASS_NAMES:
-                (partial / split / class_name).mkdir(parents=True)
+                (folder / split / class_name).mkdir(parents=True)
                 jobs += [(split, class_name, number) for number in range(count)]
 
         def write(job: tuple[str, str, int]) -> None:
             split, class_name, number = job
             clip_seed = zlib.crc32(f"{seed}/{split}/{class_name}/{number}".encode())
             generator = torch.Generator().manual_seed(clip_seed)
-            path = partial / split / class_name / f"{number:05d}.mp4"
+            path = folder / split / class_name / f"{number:05d}.mp4"
             write_h264(path, render_clip(class_name, generator).numpy(), FPS)
 
         # Drawing and encoding both release the interpreter lock: threads are enough.
@@ -180,17 +172,8 @@ def generate_motion(root: str | Path, clips_per_class: Mapping[str, int], seed: 
             )
             for _ in clips:
                 pass
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
-        partial.chmod(0o755)
-        try:
-            partial.rename(root)
-        except OSError:
-            # Another process finished first: its files are these files, if its settings are.
-            if not root.exists():
-                raise
-            _check_manifest(root, manifest)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+    make_once(root, "motion", manifest, fill)
     return root
 
 
@@ -223,14 +206,3 @@ class MotionDataModule(VideoDataModule):
     def read_class_names(self) -> list[str]:
         """The ten classes, known before the videos are written."""
         return list(CLASS_NAMES)
-
-
-def _check_manifest(root: Path, manifest: dict) -> None:
-    path = root / MANIFEST
-    found = json.loads(path.read_text()) if path.is_file() else None
-    if found != manifest:
-        what = f"the motion set with other settings, {json.dumps(found)}" if found else "no motion set"
-        raise ValueError(
-            f"{root} holds {what}; wanted: {json.dumps(manifest)}. "
-            "Delete that folder or set data.root to another one."
-        )
