@@ -302,7 +302,7 @@ class _OfFrames(_Calibrated):
         cin = self.cal_dim == "cin"
         y = F.conv2d(
             frames * alpha if cin else frames,
-            self.weight[0, 0],
+            self.weight.squeeze((0, 1)),
             bias if cin and beta is None else None,
             self.stride[1:],
             self.padding[1:],
@@ -429,14 +429,14 @@ class TAdaConv3d(_Calibrated):
         where = (self.padding, self.dilation, self.groups)
         if self.cal_dim == "cout":
             padding = (frames // 2, *self.padding[1:])
-            y = F.conv3d(x, self.weight[0, 0], None, self.stride, padding, *where[1:])
+            y = F.conv3d(x, self.weight.squeeze((0, 1)), None, self.stride, padding, *where[1:])
             y = y * alpha.to(y.dtype)
             return y if bias is None else y + bias.to(y.dtype)[:, None, None, None]
         # The frames around t as channels of frame t, c * kt + tap, so that groups stay together.
         around = F.pad(x, (0, 0, 0, 0, frames // 2, frames // 2))
         taps = torch.stack([around[:, :, tap : tap + steps] for tap in range(frames)], dim=2)
         folded = _fold((taps * alpha[:, :, None]).flatten(1, 2))
-        kernel = self.weight[0, 0].flatten(1, 2)
+        kernel = self.weight.squeeze((0, 1)).flatten(1, 2)
         y = F.conv2d(folded, kernel, bias, self.stride[1:], self.padding[1:], self.dilation[1:], self.groups)
         return _unfold(y, clips, steps)
 
@@ -844,6 +844,9 @@ def _build(options: TAdaOptions, place: Place) -> TemporalLayer | None:
         return None
     layer = RoutedConv2d(_calibrated(place.convolution), options.routing_ratio, options.routing_kernels)
     layer.conv.reset_parameters()
+    # Networks fold clips into channels_last frames: no kernel is reordered in a step.
+    kernel = layer.conv.weight.detach().squeeze((0, 1)).contiguous(memory_format=torch.channels_last)
+    layer.conv.weight.data = kernel[None, None]
     for conv in (layer.rf.g, layer.rf.a):
         # As the released networks draw their convolutions; alone, a routing function has torch's own start.
         nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")

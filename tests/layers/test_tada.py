@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,12 @@ def test_the_snippet_of_the_paper_runs():
     assert y.shape == x.shape
     plain = F.conv3d(x, convolution.weight[0, 0][:, :, None], padding=(0, 1, 1))
     assert_close(y, plain, 1e-5)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_page_run(number):
+    page = (Path(__file__).parents[2] / "docs" / "tada.md").read_text("utf-8")
+    exec(re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)[number], {})
 
 
 @pytest.mark.parametrize("cal_dim", ["cin", "cout"])
