@@ -144,28 +144,7 @@ class VideoDataModule(LightningDataModule):
         self.max_read_seconds = max_read_seconds
         self.decoder = decoder
 
-        faults = []
-        if batch_size < 1:
-            faults.append(f"batch_size must be at least 1, got {batch_size}")
-        if repeats < 1 or batch_size % repeats:
-            faults.append(
-                "repeats must be at least 1 and divide batch_size, so that the clips of a video meet in a "
-                f"batch; got repeats={repeats}, batch_size={batch_size}"
-            )
-        if not 0 <= max_bad_fraction <= 1:
-            faults.append(f"max_bad_fraction must lie in 0..1, got {max_bad_fraction}")
-        if self.num_workers < 0:
-            faults.append(f"num_workers must be at least 0, got {num_workers}")
-        if max_read_seconds is not None and not max_read_seconds > 0:
-            faults.append(f"max_read_seconds must be above 0 or null, got {max_read_seconds}")
-        if self.seed < 0:
-            faults.append(f"seed must be at least 0, got {seed}")
-        try:
-            reader_class(decoder)
-        except ValueError as error:
-            faults.append(str(error))
-        raise_faults("data", faults)
-
+        raise_faults("data", self._faults())
         self.num_clips, self.num_crops = parse_views(test_views)
         self.view = ClipView(
             clip_length,
@@ -193,6 +172,30 @@ class VideoDataModule(LightningDataModule):
         self._class_names: list[str] | None = None
         self._indexes: dict[str, VideoIndex] = {}
         self._left_out: dict[str, np.ndarray] = {}
+
+    def _faults(self) -> list[str]:
+        """What is out of range, a line each."""
+        faults = []
+        if self.batch_size < 1:
+            faults.append(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.repeats < 1 or self.batch_size % self.repeats:
+            faults.append(
+                "repeats must be at least 1 and divide batch_size, so that the clips of a video meet in a "
+                f"batch; got repeats={self.repeats}, batch_size={self.batch_size}"
+            )
+        if not 0 <= self.max_bad_fraction <= 1:
+            faults.append(f"max_bad_fraction must lie in 0..1, got {self.max_bad_fraction}")
+        if self.num_workers < 0:
+            faults.append(f"num_workers must be at least 0, got {self.num_workers}")
+        if self.max_read_seconds is not None and not self.max_read_seconds > 0:
+            faults.append(f"max_read_seconds must be above 0 or null, got {self.max_read_seconds}")
+        if self.seed < 0:
+            faults.append(f"seed must be at least 0, got {self.seed}")
+        try:
+            reader_class(self.decoder)
+        except ValueError as error:
+            faults.append(str(error))
+        return faults
 
     @property
     def clip_length(self) -> int:

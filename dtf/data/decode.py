@@ -4,6 +4,9 @@ One pass over the file collects its compressed packets (a few MB). Their sorted 
 table, so that neither counts, durations nor rates in the header are trusted. Wanted frames are then decoded
 from the key frame before them and nothing else is converted to RGB.
 
+One piece, though long: packets, frame table, key frames and the walk over them are one data structure, which
+no other module needs to know.
+
 Shape letters: T frames, C = 3 colours (RGB), H height, W width.
 """
 
