@@ -26,7 +26,9 @@ from dtf.runs.composing import plain
 from dtf.runs.process import RUN_FOLDER
 
 EXPERIMENTS = options("experiment")
-NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48}
+NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48, "imagenet": 1000}
+
+VIDEO_EXPERIMENTS = [option for option in EXPERIMENTS if not option.startswith("imagenet")]
 
 
 @functools.cache
@@ -49,14 +51,13 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv(RUN_FOLDER, str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
     cfg = recipe(option)
-    data, network, frames = option.split("_", 1)[0], option.split("_", 1)[1].rsplit("_", 1)[0], option[-3:]
-    assert cfg.data.name == data
-    assert cfg.model.name == network
-    assert f"{cfg.data.clip_length}f" == frames
-    assert cfg.model.pretrained is True
+    videos = option in VIDEO_EXPERIMENTS
+    length = f"_{cfg.data.clip_length}f" if videos else ""
+    assert option == f"{cfg.data.name}_{cfg.model.name}{length}"
+    assert cfg.model.pretrained is videos
     assert isinstance(build.instantiate(cfg.data), VideoDataModule)
     built = network_of(option)
-    assert built.num_steps == cfg.data.clip_length // 4
+    assert built.num_steps == (cfg.data.clip_length // 4 if videos else 1)
     optimizer = build_optimizer(built, OptimConfig.from_mapping(plain(cfg.optim)))
     count = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert count == sum(p.numel() for p in built.parameters())
@@ -71,7 +72,7 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
     assert cfg.trainer.max_epochs % cfg.trainer.check_val_every_n_epoch == 0
 
 
-@pytest.mark.parametrize("option", EXPERIMENTS)
+@pytest.mark.parametrize("option", VIDEO_EXPERIMENTS)
 def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> None:
     """`experiment=NAME model=c2d_resnet` is the same training without temporal layers."""
     original = plain(recipe(option))
@@ -187,6 +188,33 @@ def test_something_something_swin_is_video_swins(frames: int) -> None:
     assert data.train_transform.rand_augment == RandAugment(4, 7, 0.5, 0.5)
     assert data.train_transform.erase == RandomErasing(0.25)
     assert data.test_views == "1x3"
+
+
+@pytest.mark.parametrize("option", sorted({*EXPERIMENTS} - {*VIDEO_EXPERIMENTS}))
+def test_recipes_of_imagenet_are_the_published_one(option: str) -> None:
+    cfg = recipe(option)
+    optim = cfg.optim
+    assert (optim.name, optim.lr, optim.momentum, optim.nesterov) == ("sgd", 0.4, 0.9, True)
+    assert (optim.weight_decay, optim.decay_all, optim.warmup_epochs) == (1e-4, False, 5.0)
+    assert math.isclose(optim.warmup_start * optim.lr, 1e-4)
+    assert math.isclose(optim.min_lr * optim.lr, 1e-5)
+    assert (optim.cooldown_epochs, cfg.trainer.max_epochs, cfg.label_smoothing) == (10.0, 130, 0.1)
+    assert (cfg.trainer.precision, network_of(option).arguments["drop_path_rate"]) == ("16-mixed", 0.0)
+    data = build.instantiate(cfg.data)
+    assert (data.view.crop_px, data.view.short_side_px, data.view.interpolation) == (224, 256, "bicubic")
+    train = data.train_transform
+    assert (train.scale, train.ratio, train.flip) == ((0.08, 1.0), (3 / 4, 4 / 3), 0.5)
+    assert (train.interpolation, train.brightness, train.hue) == ("random", 0.0, 0.0)
+    assert train.rand_augment == RandAugment(2, 7, 0.5, 0.5)
+    assert train.erase == RandomErasing(0.4, boxes=3)
+
+
+def test_the_control_of_imagenet_recipes_takes_pictures() -> None:
+    cfg = settings("experiment=imagenet_ddf_mul_resnet101", "model=c2d_resnet", "data.root=/no/where")
+    with torch.device("meta"):
+        network = build.build_network(cfg.model, 1000, cfg.data.clip_length)
+        assert network.eval()(torch.empty(1, 3, 1, 64, 64)).shape == (1, 1000)
+    assert (cfg.model.name, network.arguments["dropout"]) == ("c2d_resnet101", 0.0)
 
 
 @pytest.mark.parametrize("option", EXPERIMENTS)
