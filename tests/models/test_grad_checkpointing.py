@@ -17,6 +17,7 @@ NETWORKS = {
     "dtf_tiny": RESNET | {"filter_groups": 8},
     "c2d_tiny": RESNET,
     "ddf_tiny": RESNET,
+    "sifa_tiny": RESNET,
     "tada_tiny": RESNET,
     "dtf_swin_tiny": SWIN | {"filter_groups": 1},
     "c2d_swin_tiny": SWIN,

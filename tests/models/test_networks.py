@@ -50,6 +50,7 @@ PARAMETERS = {
     "dtf_swin_small": 58_175_242,
     "dtf_swin_tiny": 33_725_050,
     "dtf_tiny": 1_309_024,
+    "sifa_tiny": 746_720,
     "tada2d_resnet101": 49_279_200,
     "tada2d_resnet50": 27_485_472,
     "tada_tiny": 429_988,
@@ -74,9 +75,10 @@ def awaken(model: nn.Module) -> nn.Module:
     """Gives every temporal layer a response and every norm the statistics of a random video."""
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
     for layer in temporal_layers(model).values():
-        for parameter in layer.parameters():
+        for name, parameter in layer.named_parameters():
             if not parameter.any():
-                nn.init.normal_(parameter)
+                # Offsets of many pixels would lead out of the frame.
+                nn.init.normal_(parameter, std=0.02 if "offset" in name else 1.0)
     for norm in norms:
         norm.momentum = 1.0
         if norm.weight is not None and not norm.weight.any():
@@ -180,7 +182,9 @@ def test_only_filters_see_the_order_of_the_steps(size):
         assert same == blind, kind
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"])
+@pytest.mark.parametrize(
+    "name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "tada_tiny"]
+)
 def test_a_video_alone_equals_the_video_in_a_batch_in_every_layout(name):
     model = awaken(small(name).double())
     video = torch.randn(3, 3, 8, 32, 32, dtype=torch.float64)
@@ -200,7 +204,7 @@ def test_any_clip_length_and_stride(name, frames, stride):
 
 
 @pytest.mark.parametrize(
-    "name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50", "tada2d_resnet50"]
+    "name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50", "sifa_tiny", "tada2d_resnet50"]
 )
 def test_resnets_take_any_frame_size(name):
     model = small(name).eval()
@@ -249,7 +253,7 @@ def test_a_step_of_training_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"])
+@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "tada_tiny"])
 def test_networks_run_under_autocast(name):
     model = awaken(small(name)).train()
     video = torch.randn(2, 3, 8, 32, 32)
@@ -329,7 +333,7 @@ def test_all_faults_of_the_arguments_are_told_at_once():
         create_model("dtf_tiny", num_classes=0, dropout=2, kernel_size=0)
 
 
-@pytest.mark.parametrize("name", ["c2d_tiny", "ddf_tiny", "dtf_tiny", "tada_tiny"])
+@pytest.mark.parametrize("name", ["c2d_tiny", "ddf_tiny", "dtf_tiny", "sifa_tiny", "tada_tiny"])
 def test_an_image_is_a_clip_of_one_frame(name):
     model = small(
         name, clip_length=1, temporal_stride=1, **({"filter_groups": 2} if name == "dtf_tiny" else {})
