@@ -14,6 +14,7 @@ the layer agreed with its reference on the same input.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import statistics
@@ -90,9 +91,10 @@ def build(options: argparse.Namespace, backend: str, channels: int, conv: nn.Con
     family = FAMILIES[options.family]
     where = {"backend": backend} if "backend" in defaults_of(family.options) else {}
     temporal = Temporal(family, family.options(**where, **options.set))
-    for slot in get_args(Slot):
+    # Some families leave the first stages or blocks out.
+    for slot, stage, number in itertools.product(get_args(Slot), range(4), range(4)):
         replaced = conv if slot == "convolution" else None
-        layer = temporal.layer(Place(slot, channels, options.frames, 0, 0, convolution=replaced))
+        layer = temporal.layer(Place(slot, channels, options.frames, stage, number, convolution=replaced))
         if layer is not None:
             return layer
     raise SystemExit(f"family {options.family} stands in no place at a convolution")
