@@ -33,6 +33,17 @@ def threads():
     torch.set_num_threads(before)
 
 
+def test_benchmark_of_pictures(tmp_path, capsys):
+    out = tmp_path / "out.json"
+    assert load("images").main(["--pictures", "2", "--repetitions", "1", "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert set(report) == {"train", "val"}
+    for figures in report.values():
+        assert set(figures) == {"ours", "v2_pil", "v2_tensor", "floor"}
+        assert figures["ours"]["ratio"] == 1
+    assert "| val | floor |" in capsys.readouterr().out
+
+
 def test_decode_benchmark(tmp_path, capsys):
     out = tmp_path / "out.json"
     code = load("decode").main(
