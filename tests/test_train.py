@@ -365,7 +365,7 @@ def test_help_is_quick(script: str) -> None:
     done = run_subprocess(script, "--help")
     seconds = time.perf_counter() - start
     assert done.code == 0
-    assert "data: diving48" in done.out
+    assert "data: digits, diving48" in done.out
     # Its meaning is the comment in conf/data/folder.yaml.
     assert re.search(r"^  clip_length: 8 +# frames$", done.out, flags=re.M)
     assert f"python {script}" in done.out
