@@ -7,11 +7,11 @@ Letters: B images, C channels, H x W pixels, K window side. An image is a clip o
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from dtf.ops.common import runtime
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.launch import dense, like
 from dtf.ops.common.source import VECTOR_BYTES, Variant, accumulator, choose
 
@@ -157,15 +157,7 @@ def decoupled_dynamic_filter(
 
 
 @decoupled_dynamic_filter.register_fake
-def _(
-    x: Tensor,
-    channel_filter: Tensor,
-    spatial_filter: Tensor,
-    kernel_size: int,
-    dilation: int,
-    stride: int,
-    combine: str,
-) -> Tensor:
+def _(x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *window: int | str) -> Tensor:
     return _new(dense(x), x.shape[1], *spatial_filter.shape[2:])
 
 
@@ -203,28 +195,11 @@ def decoupled_dynamic_filter_backward(
 
 @decoupled_dynamic_filter_backward.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    channel_filter: Tensor,
-    spatial_filter: Tensor,
-    kernel_size: int,
-    dilation: int,
-    stride: int,
-    combine: str,
+    grad: Tensor, x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *window: int | str
 ) -> tuple[Tensor, Tensor, Tensor]:
     x = dense(x)
     grad_channel = x.new_empty(channel_filter.shape)
     return torch.empty_like(x), grad_channel, _new(x, *spatial_filter.shape[1:])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, channel_filter, spatial_filter, *ctx.window = inputs
-    ctx.save_for_backward(x, channel_filter, spatial_filter)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = decoupled_dynamic_filter_backward(grad, *ctx.saved_tensors, *ctx.window)
-    return *grads, None, None, None, None
-
-
-decoupled_dynamic_filter.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(decoupled_dynamic_filter, decoupled_dynamic_filter_backward)

@@ -6,11 +6,10 @@ walked as (B, H, W, C), so what is in channels_last is not copied.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.window import accumulation_dtype, overlaps, pieces
 
 
@@ -52,15 +51,7 @@ def decoupled_dynamic_filter(
 
 
 @decoupled_dynamic_filter.register_fake
-def _(
-    x: Tensor,
-    channel_filter: Tensor,
-    spatial_filter: Tensor,
-    kernel_size: int,
-    dilation: int,
-    stride: int,
-    combine: str,
-) -> Tensor:
+def _(x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *window: int | str) -> Tensor:
     batch, channels = x.shape[:2]
     return x.new_empty(batch, *spatial_filter.shape[2:], channels).permute(0, 3, 1, 2)
 
@@ -119,27 +110,11 @@ def _over_channels(product: Tensor, weight: Tensor) -> Tensor:
 
 @_backward.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    channel_filter: Tensor,
-    spatial_filter: Tensor,
-    kernel_size: int,
-    dilation: int,
-    stride: int,
-    combine: str,
+    grad: Tensor, x: Tensor, channel_filter: Tensor, spatial_filter: Tensor, *window: int | str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, channels, height, width = x.shape
     grad_x = x.new_empty(batch, height, width, channels).permute(0, 3, 1, 2)
     return grad_x, x.new_empty(channel_filter.shape), x.new_empty(spatial_filter.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, channel_filter, spatial_filter, *ctx.window = inputs
-    ctx.save_for_backward(x, channel_filter, spatial_filter)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None, None
-
-
-decoupled_dynamic_filter.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(decoupled_dynamic_filter, _backward)

@@ -2,10 +2,10 @@
 
 # No postponed annotations here: torch reads them.
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.launch_samples import clip_of, frames_of, launch_samples, maps_of, variant_of
 
 Tensor = torch.Tensor
@@ -69,13 +69,4 @@ def _(
     )
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, offset, attention, *ctx.window = inputs
-    ctx.save_for_backward(x, offset, attention)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *deformable_aggregation_backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None
-
-
-deformable_aggregation.register_autograd(_differentiate, setup_context=_save)
+differentiate(deformable_aggregation, deformable_aggregation_backward)

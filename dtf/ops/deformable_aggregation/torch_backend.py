@@ -5,11 +5,10 @@ Only the inputs are kept for the gradient.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.sampling import Samples, by_pixel, to_maps
 from dtf.ops.common.window import empty_clip, to_clip, to_frames
 
@@ -78,13 +77,4 @@ def _(
     return empty_clip(x), offset.new_empty(offset.shape), attention.new_empty(attention.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, offset, attention, *ctx.window = inputs
-    ctx.save_for_backward(x, offset, attention)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    return *_backward(grad, *ctx.saved_tensors, *ctx.window), None, None, None
-
-
-deformable_aggregation.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(deformable_aggregation, _backward)

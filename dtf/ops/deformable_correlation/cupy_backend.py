@@ -2,10 +2,10 @@
 
 # No postponed annotations here: torch reads them.
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.launch_samples import clip_of, frames_of, launch_samples, maps_of, variant_of
 
 Tensor = torch.Tensor
@@ -94,15 +94,4 @@ def _(
     return _maps(x, x.shape[1], x.dtype), _maps(x, offset.shape[1], offset.dtype), grad_weight
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, offset, *ctx.window, weight = inputs
-    ctx.save_for_backward(x, offset, weight)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, offset, weight = ctx.saved_tensors
-    grads = deformable_correlation_backward(grad, x, offset, *ctx.window, weight)
-    return *grads[:2], None, None, None, None if weight is None else grads[2]
-
-
-deformable_correlation.register_autograd(_differentiate, setup_context=_save)
+differentiate(deformable_correlation, deformable_correlation_backward)

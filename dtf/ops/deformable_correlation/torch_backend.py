@@ -6,11 +6,11 @@ Only the inputs are kept for the gradient.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.sampling import Samples, by_pixel, to_maps
 from dtf.ops.common.window import accumulation_dtype, empty_clip, to_clip, to_frames
 
@@ -125,15 +125,4 @@ def _(
     )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, offset, *ctx.window, weight = inputs
-    ctx.save_for_backward(x, offset, weight)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, offset, weight = ctx.saved_tensors
-    grad_x, grad_offset, grad_weight = _backward(grad, x, offset, *ctx.window, weight)
-    return grad_x, grad_offset, None, None, None, None if weight is None else grad_weight
-
-
-deformable_correlation.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(deformable_correlation, _backward)

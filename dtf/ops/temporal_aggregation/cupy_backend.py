@@ -2,10 +2,10 @@
 
 # No postponed annotations here: torch reads them.
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.launch import dense, launch_window, like, new_maps
 
 Tensor = torch.Tensor
@@ -66,15 +66,4 @@ def _(grad: Tensor, x: Tensor, attention: Tensor, kernel_size: int, dilation: in
     return torch.empty_like(x), new_maps(x, kernel_size**2, x.dtype)
 
 
-def _save_aggregation(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, attention, ctx.kernel_size, ctx.dilation = inputs
-    ctx.save_for_backward(x, attention)
-
-
-def _aggregation_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    x, attention = ctx.saved_tensors
-    grads = temporal_aggregation_backward(grad, x, attention, ctx.kernel_size, ctx.dilation)
-    return grads[0], grads[1], None, None
-
-
-temporal_aggregation.register_autograd(_aggregation_gradient, setup_context=_save_aggregation)
+differentiate(temporal_aggregation, temporal_aggregation_backward)

@@ -5,11 +5,10 @@ Autograd would keep K*K shifted copies of the clip; here only the inputs are kep
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.window import (
     accumulation_dtype,
     empty_clip,
@@ -52,13 +51,4 @@ def _(grad: Tensor, x: Tensor, attention: Tensor, kernel_size: int, dilation: in
     return empty_clip(x), attention.new_empty(attention.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, attention, ctx.kernel_size, ctx.dilation = inputs
-    ctx.save_for_backward(x, attention)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
-    return *_backward(grad, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation), None, None
-
-
-temporal_aggregation.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(temporal_aggregation, _backward)

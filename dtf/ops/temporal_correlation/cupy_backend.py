@@ -2,10 +2,10 @@
 
 # No postponed annotations here: torch reads them.
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.launch import dense, launch_window, new_maps
 
 Tensor = torch.Tensor
@@ -58,14 +58,4 @@ def _(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
     return torch.empty_like(dense(x))
 
 
-def _save_correlation(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.kernel_size, ctx.dilation = inputs
-    ctx.save_for_backward(x)
-
-
-def _correlation_gradient(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    (x,) = ctx.saved_tensors
-    return temporal_correlation_backward(grad, x, ctx.kernel_size, ctx.dilation), None, None
-
-
-temporal_correlation.register_autograd(_correlation_gradient, setup_context=_save_correlation)
+differentiate(temporal_correlation, temporal_correlation_backward)

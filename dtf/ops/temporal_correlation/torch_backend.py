@@ -5,11 +5,10 @@ Autograd would keep K*K shifted copies of the clip; here only the clip itself is
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from dtf.ops.common.gradients import differentiate
 from dtf.ops.common.window import (
     accumulation_dtype,
     empty_clip,
@@ -76,13 +75,4 @@ def _(grad: Tensor, x: Tensor, kernel_size: int, dilation: int) -> Tensor:
     return empty_clip(x)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, ctx.kernel_size, ctx.dilation = inputs
-    ctx.save_for_backward(x)
-
-
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-    return _backward(grad, *ctx.saved_tensors, ctx.kernel_size, ctx.dilation), None, None
-
-
-temporal_correlation.register_autograd(_differentiate, setup_context=_setup_context)
+differentiate(temporal_correlation, _backward)
