@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dtf.layers.options import Options, one_of, option, positive_integer, positive_number
 from dtf.layers.temporal import Family, Maps, Place, TemporalLayer, register_family
 from dtf.ops import decoupled_dynamic_filter
-from dtf.ops.checks import check_window
+from dtf.ops.checks import check_choice, check_positive, check_window
 from dtf.ops.common.window import accumulation_dtype, offsets
 from dtf.ops.decoupled_dynamic_filter import Combine
 from dtf.ops.dispatch import BackendName
@@ -64,7 +64,7 @@ class FilterNorm(nn.Module):
         super().__init__()
         if filter_type not in ("spatial", "channel"):
             raise ValueError(f"FilterNorm: filter_type must be 'spatial' or 'channel', got {filter_type!r}")
-        _check_positive("FilterNorm", in_channels=in_channels)
+        check_positive("FilterNorm", in_channels=in_channels)
         check_window("FilterNorm", kernel_size, 1)
         self.in_channels = in_channels
         self.num_taps = kernel_size**2
@@ -99,15 +99,9 @@ class FilterNorm(nn.Module):
         return filters.flatten(1) if self.filter_type == "channel" else filters
 
 
-def _check_positive(layer: str, **values: int) -> None:
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{layer}: {name} must be a positive integer, got {value!r}")
-
-
 def _check_widths(layer: str, in_channels: int, head: int, se_ratio: float) -> int:
     """Returns the channels between the two convolutions of a channel branch."""
-    _check_positive(layer, in_channels=in_channels, head=head)
+    check_positive(layer, in_channels=in_channels, head=head)
     if in_channels % head:
         allowed = [n for n in range(1, in_channels + 1) if in_channels % n == 0]
         raise ValueError(
@@ -213,14 +207,10 @@ class DDFPack(TemporalLayer):
     ) -> None:
         super().__init__()
         middle = _check_widths("DDFPack", in_channels, head, se_ratio)
-        _check_positive("DDFPack", stride=stride)
+        check_positive("DDFPack", stride=stride)
         check_window("DDFPack", kernel_size, dilation)
-        for name, value, allowed in (
-            ("kernel_combine", kernel_combine, ("mul", "add")),
-            ("size_rule", size_rule, ("ceil", "floor")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"DDFPack: {name} must be {' or '.join(allowed)}, got {value!r}")
+        check_choice("DDFPack", ("mul", "add"), kernel_combine=kernel_combine)
+        check_choice("DDFPack", ("ceil", "floor"), size_rule=size_rule)
         self.in_channels = in_channels
         self.kernel_size = kernel_size
         self.stride = stride
@@ -368,11 +358,10 @@ class DDFUpPack(nn.Module):
     ) -> None:
         super().__init__()
         middle = _check_widths("DDFUpPack", in_channels, head, se_ratio)
-        _check_positive("DDFUpPack", scale_factor=scale_factor)
+        check_positive("DDFUpPack", scale_factor=scale_factor)
         check_window("DDFUpPack", kernel_size, dilation)
         check_window("DDFUpPack", dw_kernel_size, 1)
-        if kernel_combine not in ("mul", "add"):
-            raise ValueError(f"DDFUpPack: kernel_combine must be mul or add, got {kernel_combine!r}")
+        check_choice("DDFUpPack", ("mul", "add"), kernel_combine=kernel_combine)
         self.in_channels = in_channels
         self.kernel_size = kernel_size
         self.scale_factor = scale_factor

@@ -18,7 +18,7 @@ from torch import nn
 from dtf.layers.options import Options, one_of, option, positive_integer
 from dtf.layers.temporal import Family, Maps, Place, TemporalLayer, register_family
 from dtf.ops import frame_wise_aggregation
-from dtf.ops.checks import check_window
+from dtf.ops.checks import check_positive, check_window
 from dtf.ops.dispatch import BackendName
 
 
@@ -88,9 +88,7 @@ class DTFBlock(TemporalLayer):
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("num_frames", num_frames), ("filter_groups", filter_groups)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"DTFBlock: {name} must be a positive integer, got {value!r}")
+        check_positive("DTFBlock", dim=dim, num_frames=num_frames, filter_groups=filter_groups)
         check_window("DTFBlock", kernel_size, 1)
         num_frequencies = num_frames // 2 + 1
         num_filters = dim * num_frequencies * 2

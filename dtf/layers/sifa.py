@@ -25,7 +25,7 @@ from dtf.ops import (
     temporal_aggregation,
     temporal_correlation,
 )
-from dtf.ops.checks import check_window
+from dtf.ops.checks import check_choice, check_positive, check_window
 from dtf.ops.common.window import accumulation_dtype, offsets
 from dtf.ops.dispatch import BackendName
 
@@ -78,15 +78,10 @@ class SIFABlock(TemporalLayer):
         backend: BackendName = "auto",
     ) -> None:
         super().__init__()
-        if not isinstance(channels, int) or isinstance(channels, bool) or channels < 1:
-            raise ValueError(f"SIFABlock: channels must be a positive integer, got {channels!r}")
+        check_positive("SIFABlock", channels=channels)
         check_window("SIFABlock", kernel_size, dilation)
-        for name, value, allowed in (
-            ("offset_init", offset_init, ("zero", "kaiming")),
-            ("attention", attention, ("none", "softmax")),
-        ):
-            if value not in allowed:
-                raise ValueError(f"SIFABlock: {name} must be {' or '.join(allowed)}, got {value!r}")
+        check_choice("SIFABlock", ("zero", "kaiming"), offset_init=offset_init)
+        check_choice("SIFABlock", ("none", "softmax"), attention=attention)
         self.channels = channels
         self.kernel_size = kernel_size
         self.dilation = dilation

@@ -220,12 +220,12 @@ class _Calibrated(nn.Module):
         in_channels: int,
         out_channels: int,
         kernel_size: Sizes,
-        stride: Sizes,
-        padding: Sizes,
-        dilation: Sizes,
-        groups: int,
-        bias: bool,
-        cal_dim: CalDim,
+        stride: Sizes = 1,
+        padding: Sizes = 0,
+        dilation: Sizes = 1,
+        groups: int = 1,
+        bias: bool = True,
+        cal_dim: CalDim = "cin",
     ) -> None:
         super().__init__()
         name = type(self).__name__
@@ -344,22 +344,6 @@ class TAdaConv2d(_OfFrames):
         ValueError: Sizes that do not fit together, here or in the input.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        cal_dim: CalDim = "cin",
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, cal_dim
-        )
-
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         self._check(x, alpha=alpha)
         return _unfold(self.on_frames(_fold(x), _per_frame(alpha)), x.shape[0], x.shape[2])
@@ -388,22 +372,6 @@ class TAdaConv3d(_Calibrated):
     Raises:
         ValueError: Sizes that do not fit together, here or in the input.
     """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: Sizes,
-        stride: Sizes = 1,
-        padding: Sizes = 0,
-        dilation: Sizes = 1,
-        groups: int = 1,
-        bias: bool = True,
-        cal_dim: CalDim = "cin",
-    ) -> None:
-        super().__init__(
-            in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias, cal_dim
-        )
 
     def _taps(self) -> tuple[int, ...]:
         return self.kernel_size

@@ -7,11 +7,23 @@ import torch
 from dtf.ops.dispatch import FLOATING
 
 
+def check_positive(owner: str, **values: int) -> None:
+    """Raises ``ValueError`` unless every value is 1, 2, 3, ...; ``owner`` is an operator or a layer."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{owner}: {name} must be a positive integer, got {value!r}")
+
+
+def check_choice(owner: str, allowed: tuple[str, ...], **values: str) -> None:
+    """Raises ``ValueError`` unless every value is one of those allowed."""
+    for name, value in values.items():
+        if value not in allowed:
+            raise ValueError(f"{owner}: {name} must be {' or '.join(allowed)}, got {value!r}")
+
+
 def check_window(operator: str, kernel_size: int, dilation: int) -> None:
     """Raises ``ValueError`` unless the window has a centre (odd side) and the dilation is positive."""
-    for name, value in (("kernel_size", kernel_size), ("dilation", dilation)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{operator}: {name} must be a positive integer, got {value!r}")
+    check_positive(operator, kernel_size=kernel_size, dilation=dilation)
     if kernel_size % 2 == 0:
         raise ValueError(
             f"{operator}: kernel_size must be odd, so that the window has a centre; got {kernel_size} "

@@ -28,12 +28,6 @@ def check_offset(operator: str, x: Tensor, offset: Tensor, kernel_size: int) -> 
         )
 
 
-def check_groups(operator: str, groups: int) -> None:
-    """Raises ``ValueError`` unless ``groups`` is a positive integer."""
-    if not isinstance(groups, int) or isinstance(groups, bool) or groups < 1:
-        raise ValueError(f"{operator}: groups must be a positive integer, got {groups!r}")
-
-
 _FAR = 2.0**30
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import torch
 
-from dtf.ops.checks import check_window
+from dtf.ops.checks import check_positive, check_window
 from dtf.ops.decoupled_dynamic_filter import cupy_backend, plain, reference, torch_backend
 from dtf.ops.dispatch import FLOATING, Backend, BackendName, Cost, cupy_kernels, register
 
@@ -91,8 +91,7 @@ def decoupled_dynamic_filter(
             run.
     """
     check_window(_NAME, kernel_size, dilation)
-    if not isinstance(stride, int) or isinstance(stride, bool) or stride < 1:
-        raise ValueError(f"{_NAME}: stride must be a positive integer, got {stride!r}")
+    check_positive(_NAME, stride=stride)
     if combine not in ("mul", "add"):
         raise ValueError(f"{_NAME}: combine must be 'mul' or 'add', got {combine!r}")
     _check_shapes(x, channel_filter, spatial_filter, kernel_size, stride)

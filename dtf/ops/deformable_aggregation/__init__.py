@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dtf.ops.checks import check_clip, check_window
-from dtf.ops.common.sampling import check_groups, check_offset
+from dtf.ops.checks import check_clip, check_positive, check_window
+from dtf.ops.common.sampling import check_offset
 from dtf.ops.deformable_aggregation import cupy_backend, plain, reference, torch_backend
 from dtf.ops.dispatch import Backend, BackendName, Cost, cupy_kernels, register
 
@@ -78,7 +78,7 @@ def deformable_aggregation(
     """
     check_clip(_NAME, x)
     check_window(_NAME, kernel_size, dilation)
-    check_groups(_NAME, groups)
+    check_positive(_NAME, groups=groups)
     check_offset(_NAME, x, offset, kernel_size)
     expected = (x.shape[0], groups * kernel_size**2, *x.shape[2:])
     if tuple(attention.shape) != expected:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from dtf.ops.checks import check_clip, check_window
-from dtf.ops.common.sampling import check_groups, check_offset
+from dtf.ops.checks import check_clip, check_positive, check_window
+from dtf.ops.common.sampling import check_offset
 from dtf.ops.deformable_correlation import cupy_backend, plain, reference, torch_backend
 from dtf.ops.dispatch import Backend, BackendName, Cost, cupy_kernels, register
 
@@ -83,7 +83,7 @@ def deformable_correlation(
     """
     check_clip(_NAME, x)
     check_window(_NAME, kernel_size, dilation)
-    check_groups(_NAME, groups)
+    check_positive(_NAME, groups=groups)
     check_offset(_NAME, x, offset, kernel_size)
     if x.shape[1] % groups:
         allowed = [n for n in range(1, x.shape[1] + 1) if x.shape[1] % n == 0]
