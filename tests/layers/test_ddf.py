@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_files import files, stored
 from torch import Tensor, nn
 
 from dtf.layers import DDFPack, DDFUpPack, FilterNorm
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "ddf"
 # Relative to the largest entry.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 BACKENDS = ["auto", "reference"]
-
-
-def stored(path: Path) -> tuple[dict[str, Tensor], dict]:
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        return {key: torch.from_numpy(data[key]) for key in data if key != "meta"}, meta
-
-
-def files(kind: str, count: int) -> list[object]:
-    found = sorted(GOLDEN.glob(f"{kind}_*.npz"))
-    assert len(found) == count
-    return [pytest.param(path, id=path.stem) for path in found]
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float, name: str = "") -> None:
@@ -56,7 +42,7 @@ def check_golden(layer: nn.Module, values: dict[str, Tensor], inputs: list[str],
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", files("filternorm", 5))
+@pytest.mark.parametrize("path", files("ddf", "filternorm", 5))
 def test_golden_filter_norm(path, dtype):
     values, meta = stored(path)
     names = ("in_channels", "kernel_size", "filter_type", "nonlinearity", "running_std", "running_mean")
@@ -67,7 +53,7 @@ def test_golden_filter_norm(path, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("path", files("pack", 6))
+@pytest.mark.parametrize("path", files("ddf", "pack", 6))
 def test_golden_pack(path, backend, dtype):
     values, meta = stored(path)
     check_golden(
@@ -76,7 +62,7 @@ def test_golden_pack(path, backend, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", files("uppack", 4))
+@pytest.mark.parametrize("path", files("ddf", "uppack", 4))
 def test_golden_up_pack(path, dtype):
     values, meta = stored(path)
     layer = DDFUpPack(**{k: v for k, v in meta.items() if k not in ("op", "patched")})

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_files import stored
 from torch import Tensor, nn
 
 from dtf.layers import SIFABlock
@@ -49,9 +48,7 @@ FILES = sorted(GOLDEN.glob("bottleneck_*.npz"))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_bottleneck(path, backend, dtype):
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        values = {key: torch.from_numpy(data[key]) for key in data if key != "meta"}
+    values, meta = stored(path)
     block = Bottleneck(meta["inplanes"], meta["planes"], meta["K"], backend).to(dtype)
     block.train(meta["training"])
     named = lambda name: name.replace("conv_offset", "sifa.conv_offset")  # noqa: E731

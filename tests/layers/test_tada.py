@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_files import files, stored
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,22 +22,9 @@ from dtf.layers import (
 )
 from dtf.layers.tada import PooledNorm, RoutedConv2d, mean_of_neighbours
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tada"
 # Relative to the largest entry.
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 SIZES = ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "bias")
-
-
-def stored(path: Path) -> tuple[dict[str, Tensor], dict]:
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        return {key: torch.from_numpy(data[key]) for key in data if key != "meta"}, meta
-
-
-def files(kind: str, count: int) -> list[object]:
-    found = sorted(GOLDEN.glob(f"{kind}_*.npz"))
-    assert len(found) == count
-    return [pytest.param(path, id=path.stem) for path in found]
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float, name: str = "", least: float = 0) -> None:
@@ -80,7 +66,7 @@ def check_golden(
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", files("routefunc_mlp", 4))
+@pytest.mark.parametrize("path", files("tada", "routefunc_mlp", 4))
 def test_golden_routing_v1(path, dtype):
     values, meta = stored(path)
     layer = RouteFuncMLP(meta["c_in"], meta["ratio"], meta["kernels"])
@@ -88,7 +74,7 @@ def test_golden_routing_v1(path, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", files("routefunc_transformer", 4))
+@pytest.mark.parametrize("path", files("tada", "routefunc_transformer", 4))
 def test_golden_routing_v2(path, dtype):
     values, meta = stored(path)
     names = ("c_in", "ratio", "kernels", "with_bias_cal", "zero_init_cal", "head_dim")
@@ -97,7 +83,7 @@ def test_golden_routing_v2(path, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", [*files("tadaconv2d", 6), *files("tadaconv3d", 3)])
+@pytest.mark.parametrize("path", [*files("tada", "tadaconv2d", 6), *files("tada", "tadaconv3d", 3)])
 def test_golden_convolutions(path, dtype):
     values, meta = stored(path)
     kind = TAdaConv2d if meta["op"] == "TAdaConv2d" else TAdaConv3d
@@ -106,7 +92,7 @@ def test_golden_convolutions(path, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("path", files("tadaconv2dv2", 5))
+@pytest.mark.parametrize("path", files("tada", "tadaconv2dv2", 5))
 def test_golden_convolution_v2(path, dtype):
     values, meta = stored(path)
     own = ("cal_dim", "num_frames", "rf_r", "rf_k", "head_dim", "internal_rf_func", "internal_temp_aggr")

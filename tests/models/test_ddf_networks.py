@@ -2,44 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 
-import numpy as np
+import golden_files
 import pytest
 import torch
+from golden_files import original_state, stored
 from torch import Tensor, nn
 
 from dtf.layers import DDFPack, layer_maps, temporal_layers
 from dtf.models import VideoNetwork, convert_original_state_dict, create_model
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "ddf"
+GOLDEN = golden_files.GOLDEN / "ddf"
 # The file of 224 x 224 pixels says the same and is left out.
 FILES = sorted(GOLDEN.glob("model_*.npz"))
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "num_classes": 3}
 
 
-def value(name: str, shape: list[int], dtype: str) -> Tensor:
-    """The golden networks' entry of that name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    if not dtype.startswith("float"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith("running_var"):
-        return torch.rand(shape, generator=generator) * 0.5 + 0.75
-    if name.endswith(".weight") and len(shape) == 1:
-        return 1 + 0.1 * torch.randn(shape, generator=generator)
-    return torch.randn(shape, generator=generator) * 0.05
-
-
 def original(path: Path) -> dict[str, Tensor]:
-    """The original's state dict."""
-    stored = json.loads((GOLDEN / f"{path.stem.rsplit('_', 1)[0]}.state.json").read_text())
-    state = {}
-    for name, shape, dtype, _, total in stored["state"]:
-        state[name] = value(name, shape, dtype.removeprefix("torch."))
-        assert state[name].double().sum().item() == pytest.approx(total, rel=1e-4, abs=1e-4), name
-    return state
+    """One network has files for inputs of several sizes."""
+    return original_state(GOLDEN / f"{path.stem.rsplit('_', 1)[0]}.state.json")
 
 
 def seeded(shape: list[int], seed: int) -> Tensor:
@@ -48,9 +30,7 @@ def seeded(shape: list[int], seed: int) -> Tensor:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_golden_networks(path: Path) -> None:
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        stored = {key: torch.from_numpy(np.asarray(data[key])) for key in data if key != "meta"}
+    values, meta = stored(path)
     model = create_model(meta["model"], clip_length=1, **meta["kwargs"])
     assert sum(p.numel() for p in model.parameters()) == meta["params"]
     state, report = convert_original_state_dict(original(path), model)
@@ -59,7 +39,7 @@ def test_golden_networks(path: Path) -> None:
     model.load_state_dict(state, strict=True)
     model.double().eval()
     taps: dict[str, Tensor] = {}
-    names = [key.removeprefix("tap_").removesuffix("_sample") for key in stored if key.startswith("tap_")]
+    names = [key.removeprefix("tap_").removesuffix("_sample") for key in values if key.startswith("tap_")]
     for name in names:
         if name != "global_pool":
             module = model.backbone.get_submodule(name)
@@ -70,18 +50,18 @@ def test_golden_networks(path: Path) -> None:
         # Folded frames are (B, C, H, W), a layer's own output has its one frame.
         flat = out.detach().contiguous().flatten()
         sample = flat[:: max(1, flat.numel() // 64)][:64]
-        torch.testing.assert_close(sample, stored[f"tap_{name}_sample"], rtol=1e-7, atol=1e-9, msg=name)
-    error = (logits.detach() - stored["logits"]).abs().max()
-    assert error <= 1e-7 * stored["logits"].abs().max()
-    if "grad_x_sample" in stored:
+        torch.testing.assert_close(sample, values[f"tap_{name}_sample"], rtol=1e-7, atol=1e-9, msg=name)
+    error = (logits.detach() - values["logits"]).abs().max()
+    assert error <= 1e-7 * values["logits"].abs().max()
+    if "grad_x_sample" in values:
         weight = seeded(list(logits.shape), meta["grad_weight_seed"])
         (grad,) = torch.autograd.grad((logits * weight).sum(), x)
-        assert grad.norm().item() == pytest.approx(stored["grad_x_norm"].item(), rel=1e-7)
+        assert grad.norm().item() == pytest.approx(values["grad_x_norm"].item(), rel=1e-7)
         sample = grad.contiguous().flatten()[:: max(1, grad.numel() // 256)][:256]
-        assert (sample - stored["grad_x_sample"]).abs().max() <= 1e-7 * stored["grad_x_sample"].abs().max()
+        assert (sample - values["grad_x_sample"]).abs().max() <= 1e-7 * values["grad_x_sample"].abs().max()
     with torch.inference_mode():
         narrow = model.float()(x.detach().float())
-    assert (narrow - stored["logits"]).abs().max() <= 1e-4 * stored["logits"].abs().max()
+    assert (narrow - values["logits"]).abs().max() <= 1e-4 * values["logits"].abs().max()
 
 
 def test_the_golden_networks_are_there():

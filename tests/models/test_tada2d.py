@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import zlib
 from pathlib import Path
 
-import numpy as np
+import golden_files
 import pytest
 import torch
+from golden_files import original_state, stored
 from timm.models.resnet import downsample_conv
 from torch import Tensor, nn
 
@@ -19,35 +18,8 @@ from dtf.models import VideoNetwork, convert_original_state_dict, create_model
 from dtf.models.resnet import TemporalBottleneck, _Carried
 from dtf.models.weights.convert import CONVERSIONS
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "tada"
+GOLDEN = golden_files.GOLDEN / "tada"
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "num_classes": 3}
-
-
-def value(name: str, shape: list[int], dtype: str, weight_std: float) -> Tensor:
-    """The golden networks' entry of that name."""
-    generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
-    if not dtype.startswith("float"):
-        return torch.zeros(shape, dtype=torch.int64)
-    if name.endswith("running_var"):
-        return torch.rand(shape, generator=generator) * 0.5 + 0.75
-    if name.endswith(".weight") and len(shape) == 1:
-        return 1 + 0.1 * torch.randn(shape, generator=generator)
-    return torch.randn(shape, generator=generator) * (weight_std if len(shape) >= 2 else 0.05)
-
-
-def original(path: Path) -> dict[str, Tensor]:
-    """The original's state dict."""
-    stored = json.loads(path.with_suffix(".state.json").read_text())
-    state = {}
-    for name, shape, dtype, _, total in stored["state"]:
-        state[name] = value(name, shape, dtype, stored["weight_std"])
-        assert state[name].double().sum().item() == pytest.approx(total, rel=1e-4, abs=1e-4), name
-    return state
-
-
-def stored(path: Path) -> tuple[dict[str, Tensor], dict]:
-    with np.load(path) as data:
-        return {k: torch.from_numpy(data[k]) for k in data if k != "meta"}, json.loads(str(data["meta"]))
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float, name: str, least: float = 0) -> None:
@@ -69,7 +41,7 @@ def test_golden_networks(name: str) -> None:
     values, meta = stored(path)
     model = create_model(name, values["logits"].shape[1], clip_length=8)
     assert sum(p.numel() for p in model.parameters()) == meta["params"]
-    entries = original(path)
+    entries = original_state(path.with_suffix(".state.json"))
     state, report = convert_original_state_dict(entries, model)
     assert not report.dead
     assert len(report.converted) == len(entries)
@@ -242,7 +214,7 @@ def test_a_fresh_network_is_drawn_as_the_published_one() -> None:
 
 def test_conversion_is_strict() -> None:
     path = GOLDEN / f"{FILES['tada2d_resnet101']}.npz"
-    entries = original(path)
+    entries = original_state(path.with_suffix(".state.json"))
     with torch.device("meta"):
         model = create_model("tada2d_resnet101", num_classes=20, clip_length=8)
     del entries["backbone.conv2.res_1.conv_branch.b_rf.g.bias"]

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from golden_files import stored
 from torch import Tensor
 
 from dtf.ops import (
@@ -19,12 +18,6 @@ from dtf.ops import (
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sifa"
 BACKENDS = ["reference", "torch"]
-
-
-def stored(path: Path) -> tuple[dict[str, Tensor], dict]:
-    with np.load(path) as data:
-        meta = json.loads(str(data["meta"]))
-        return {key: torch.from_numpy(data[key]) for key in data if key != "meta"}, meta
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
