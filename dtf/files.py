@@ -10,7 +10,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path, PurePath
 from typing import IO, Any
@@ -134,6 +134,13 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         return yaml.safe_load(text)
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path} is damaged: {_reason(error)}") from None
+
+
+def at(found: Any, *keys: str) -> Any:
+    """An entry in tables within each other, as `read_json` and `read_yaml` give them; None: there is none."""
+    for key in keys:
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-from dtf.files import read_yaml, replacing
+from dtf.files import at, read_yaml, replacing
 from dtf.runs.errors import one_line_errors
 from dtf.runs.folder import FAILURE, OVERRIDES, RESULTS, failure, file_of, read_overrides, read_results
 from dtf.runs.measure import Measure, measures
@@ -141,21 +141,14 @@ def _fill_settings(runs: Sequence[Run]) -> None:
 
 def _default(folder: Path, key: str) -> str:
     hydra, config = (_load(folder / name) for name in _SETTINGS)
-    choice = _at(hydra, "hydra", "runtime", "choices", key)
-    value = _at(config, *key.split(".")) if choice is None else choice
+    choice = at(hydra, "hydra", "runtime", "choices", key)
+    value = at(config, *key.split(".")) if choice is None else choice
     return "" if value is None else str(value)
 
 
 def _load(path: Path) -> Any:
     """A file of settings, None where it is not there; references are left as they are."""
     return read_yaml(path) if path.is_file() else None
-
-
-def _at(node: Any, *keys: str) -> Any:
-    """An entry in mappings within each other; None where there is none."""
-    for key in keys:
-        node = node.get(key) if isinstance(node, dict) else None
-    return node
 
 
 def _measures(runs: Sequence[Run]) -> list[Measure]:
@@ -165,9 +158,9 @@ def _measures(runs: Sequence[Run]) -> list[Measure]:
 
 def _objective(folder: Path, known: Sequence[Measure]) -> tuple[str, int]:
     """The metric that the sweep is about, and 1 where more of it is better, else -1."""
-    sweeper = _at(_load(folder / "multirun.yaml"), "hydra", "sweeper")
-    objective = _at(sweeper, "objective")
-    direction = _at(sweeper, "direction") or {"max": "maximize", "min": "minimize"}[known[0].mode]
+    sweeper = at(_load(folder / "multirun.yaml"), "hydra", "sweeper")
+    objective = at(sweeper, "objective")
+    direction = at(sweeper, "direction") or {"max": "maximize", "min": "minimize"}[known[0].mode]
     sign = -1 if direction == "minimize" else 1
     return objective if isinstance(objective, str) else f"val/{known[0].name}_best", sign
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 Block = dict[str, Any]
@@ -19,12 +19,3 @@ def pairs(lines: Iterable[tuple[str, Any]]) -> Block:
 def image(content: bytes, kind: str, alt: str, use: str = "drawn") -> dict[str, Any]:
     """A picture for the template; `use`: "drawn" on paper, which dark mode turns dark, or "frames"."""
     return {"kind": kind, "base64": base64.b64encode(content).decode(), "alt": alt[:1000], "use": use}
-
-
-def at(mapping: Mapping[str, Any], *keys: str) -> Any:
-    """A nested value, None where there is none."""
-    for key in keys:
-        if not isinstance(mapping, Mapping):
-            return None
-        mapping = mapping.get(key)  # type: ignore[assignment]
-    return mapping

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from dtf.files import at
 from dtf.text import printable_lines
 from dtf.view.report import sections
-from dtf.view.report.blocks import Block, at
+from dtf.view.report.blocks import Block
 from dtf.view.report.curves import curves
 from dtf.view.report.videos import videos
 

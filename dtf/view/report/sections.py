@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dtf.files import at
 from dtf.text import cell
 from dtf.view import pictures
-from dtf.view.report.blocks import ROWS_SHOWN, Block, at, image, pairs
+from dtf.view.report.blocks import ROWS_SHOWN, Block, image, pairs
 
 if TYPE_CHECKING:
     from dtf.runs.recorded import Run

@@ -10,9 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dtf.files import at
 from dtf.text import cell
 from dtf.view.pictures import strip
-from dtf.view.report.blocks import Block, at, image
+from dtf.view.report.blocks import Block, image
 
 if TYPE_CHECKING:
     from dtf.runs.recorded import Run, Video
