@@ -67,9 +67,9 @@ def _run(files: list[str], options: dict[str, str]) -> int:
     from dtf.apply.explain import read_clip
     from dtf.apply.predictor import Predictor
     from dtf.data.decode import VideoError
+    from dtf.data.lists import find_videos
     from dtf.files import write_json
     from dtf.models import VideoNetwork
-    from dtf.predict import find_videos
 
     if Path(options["checkpoint"]).suffix in (".pt2", ".onnx"):
         raise ValueError(

@@ -29,7 +29,6 @@ crashes its decoder.
 from __future__ import annotations
 
 import csv
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -114,35 +113,6 @@ def parse(arguments: Sequence[str]) -> Request:
     )
 
 
-def find_videos(files: Sequence[str], pictures: bool = False) -> list[str]:
-    """The files as given, each folder replaced by the videos in it and below, sorted by path.
-
-    With `pictures`, for a network that takes single frames, by the pictures too.
-
-    Hidden files and folders are left out, links to folders are not followed, and links to files only where
-    they stay inside the folder. A folder without videos stays: it may be one of frames, which is a video.
-    """
-    from dtf.data.lists import PICTURES, VIDEOS
-
-    kinds = (VIDEOS, PICTURES) if pictures else (VIDEOS,)
-    found = []
-    for file in files:
-        if not os.path.isdir(file):
-            found.append(file)
-            continue
-        inside = []
-        root = os.path.realpath(file)
-        for folder, subfolders, names in os.walk(file):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                path = os.path.join(folder, name)
-                target = os.path.realpath(path)
-                if any(kind.takes(name) for kind in kinds) and target.startswith(os.path.join(root, "")):
-                    inside.append(path)
-        found.extend(sorted(inside) or [file])
-    return found
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns its exit code."""
     return run_command(__doc__ or "", lambda given: _run(parse(given)), arguments)
@@ -153,6 +123,7 @@ def _run(request: Request) -> int:
 
     from dtf.apply.predictor import Predictor
     from dtf.data.decode import VideoError
+    from dtf.data.lists import find_videos
     from dtf.files import write_json
 
     predictor = Predictor(

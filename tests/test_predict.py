@@ -23,8 +23,9 @@ from PIL import Image
 from dtf.apply.predictor import Predictor
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
+from dtf.data.lists import find_videos
 from dtf.models import create_model, save_weights
-from dtf.predict import find_videos, main, parse
+from dtf.predict import main, parse
 from dtf.runs.options import FileNames
 from dtf.view.annotate import clock, draw_timeline, write_annotated
 

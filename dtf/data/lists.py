@@ -347,3 +347,30 @@ def _inside(root: str | os.PathLike[str], path: str) -> str | None:
         return None
     relative = os.path.relpath(os.path.join(os.path.abspath(root), path), os.path.abspath(root))
     return None if relative in (".", "..") or relative.startswith(".." + os.sep) else relative
+
+
+def find_videos(files: Sequence[str], pictures: bool = False) -> list[str]:
+    """The files as given, each folder replaced by the videos in it and below, sorted by path.
+
+    With `pictures`, for a network that takes single frames, by the pictures too.
+
+    Hidden files and folders are left out, links to folders are not followed, and links to files only where
+    they stay inside the folder. A folder without videos stays: it may be one of frames, which is a video.
+    """
+    kinds = (VIDEOS, PICTURES) if pictures else (VIDEOS,)
+    found = []
+    for file in files:
+        if not os.path.isdir(file):
+            found.append(file)
+            continue
+        inside = []
+        root = os.path.realpath(file)
+        for folder, subfolders, names in os.walk(file):
+            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+            for name in names:
+                path = os.path.join(folder, name)
+                target = os.path.realpath(path)
+                if any(kind.takes(name) for kind in kinds) and target.startswith(os.path.join(root, "")):
+                    inside.append(path)
+        found.extend(sorted(inside) or [file])
+    return found
