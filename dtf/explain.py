@@ -101,7 +101,8 @@ def _run(files: list[str], options: dict[str, str]) -> int:
             stem = names.stem(video)
             record = _explain(predictor, clip, options, folder, stem, os.path.basename(video))
             records.append({"video": shown, "error": None, **record})
-            console.print(f"best class: {markup(record['best'])} {record['score']:.1%}")
+            score = predictor.shown(record["score"])
+            console.print(f"best class: {markup(record['best'])} {score}")
             if "filters" in record["pictures"]:
                 console.print(_shares_table(record))
             else:
@@ -130,7 +131,7 @@ def _explain(
     clips = torch.from_numpy(clip.frames)[None].permute(0, 4, 1, 2, 3).to(predictor.device)
     video = predictor.view.normalize(clips)
     with torch.no_grad():
-        scores = network(video)[0].float().softmax(dim=0)
+        [scores] = predictor.score(network(video).float())
     best = int(scores.argmax())
     label = names.index(options["class"]) if options["class"] else best
     responses = layer_maps(network, video)
@@ -148,7 +149,7 @@ def _explain(
         draw_layers(folder / record["pictures"]["filters"], heading, clip, drawn)
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, video, label)[0]
-    subject = f"{names[label]}, score {scores[label]:.1%}"
+    subject = f"{names[label]}, score {predictor.shown(float(scores[label]))}"
     draw_grad_cam(folder / record["pictures"]["gradcam"], title, clip, cam, subject)
     energies = {name: maps.values[0].sum(dim=(1, 2)) for name, maps in responses.items()}
     record["labels"] = list(dict.fromkeys(label for maps in responses.values() for label in maps.labels))

@@ -92,21 +92,16 @@ def export(
         )
     import torch
 
-    from dtf.apply.graphs import (
-        ServedNetwork,
-        describe,
-        load_network,
-        read_task,
-        served_settings,
-    )
+    from dtf.apply.graphs import ServedNetwork, describe, load_trained, served_settings
     from dtf.models import save_weights
 
     path = Path(checkpoint)
     if path.suffix in (".pt2", ".onnx"):
         raise ValueError(f"{path} is exported already; export from the .ckpt or .safetensors file")
-    network, class_names, data = load_network(path)
+    file = load_trained(path)
+    network, data = file.network, file.data
     served = ServedNetwork(network, data["mean"], data["std"]).eval()
-    description = describe(network, class_names, data)
+    description = describe(file)
     shape = (_CHECKED_CLIPS, int(data["clip_length"]), int(data["crop_px"]), int(data["crop_px"]), 3)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
@@ -124,8 +119,8 @@ def export(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".exporting-") as scratch:
             target = Path(scratch, NAMES[kind])
             if kind == "safetensors":
-                about = {"class_names": class_names, "data": served_settings(data), "task": read_task(path)}
-                save_weights(target, network, about)
+                about = {"class_names": file.class_names, "data": served_settings(data)}
+                save_weights(target, network, about | {"task": file.task, "activation": file.activation})
             else:
                 program = program or trace(served, clips[:2])
                 write = write_program if kind == "torch" else write_onnx

@@ -32,7 +32,7 @@ import csv
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +60,7 @@ OPTIONS = {
     "trust": "false",
     "max_read_seconds": "60",
 }
+NO_SHARES = "scores that are any numbers, as its task says: activation none"
 
 
 # -------------------------------------------------------------------------------------------- command line
@@ -129,6 +130,11 @@ def _run(request: Request) -> int:
     predictor = Predictor(
         request.checkpoint, request.views, request.device, request.trust, request.max_read_seconds
     )
+    if request.video and not predictor.shares:
+        raise ValueError(f"video=true shows bars of shares, and {request.checkpoint} has {NO_SHARES}")
+    if request.picture and not predictor.shares:
+        print(f"no pictures: {request.checkpoint} has {NO_SHARES}")
+        request = replace(request, picture=False)
     videos = find_videos(request.files, pictures=predictor.view.clip_length == 1)
     folder = Path(request.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -155,7 +161,7 @@ def _run(request: Request) -> int:
                         # The video was classified; only its copy is missing.
                         record["error"] = str(error)
                         print(f"error: {printable(str(error))}", file=sys.stderr)
-                    _show(console, folder, prediction, record)
+                    _show(console, folder, predictor, prediction, record)
                 records.append(record)
                 best = [x for p in record["predictions"] for x in (cell(p["class"]), f"{p['score']:.6f}")]
                 rows.writerow([cell(record["video"]), cell(record["error"] or ""), *best])
@@ -296,7 +302,9 @@ def _nearest(sorted_values: list[float], value: float) -> int:
     return place if sorted_values[place] - value < value - sorted_values[place - 1] else place - 1
 
 
-def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, Any]) -> None:
+def _show(
+    console: Any, folder: Path, predictor: Predictor, prediction: Prediction, record: dict[str, Any]
+) -> None:
     from rich.table import Table
 
     from dtf.view.annotate import clock
@@ -304,7 +312,8 @@ def _show(console: Any, folder: Path, prediction: Prediction, record: dict[str, 
     console.print(f"[bold]{markup(record['video'])}[/bold]", soft_wrap=True)
     table = Table(show_header=False)
     for name, score in zip(prediction.classes, prediction.scores, strict=True):
-        table.add_row(markup(name), f"{score:6.1%}", "█" * round(20 * score))
+        bar = "█" * round(20 * score) if predictor.shares else ""
+        table.add_row(markup(name), f"{predictor.shown(score):>6}", bar)
     console.print(table)
     if prediction.windows:
         end = clock(prediction.windows[-1].end)

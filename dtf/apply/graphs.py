@@ -27,8 +27,8 @@ from dtf.apply.onnx_file import check_onnx
 from dtf.data.clip_view import CLIP_KEYS
 from dtf.models import VideoNetwork, load_weights
 from dtf.models.weights.rebuild import read_json
-from dtf.runs.checkpoint import load_checkpoint
-from dtf.runs.description import taken_data, taken_names, taken_task
+from dtf.runs.checkpoint import Checkpoint, load_checkpoint
+from dtf.runs.description import taken_activation, taken_data, taken_names, taken_task
 
 FORMAT = "dtf-export-1"
 GRAPHS = (".onnx", ".pt2")
@@ -62,6 +62,25 @@ class ServedNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
+class Trained:
+    """A trained network with what its file says.
+
+    Attributes:
+        network: on the CPU, in evaluation mode.
+        class_names: C names of its outputs.
+        data: data settings of training.
+        task: the name of what it was trained for; None where the file does not say.
+        activation: how outputs become scores, a name in `dtf.runs.description.ACTIVATIONS`.
+    """
+
+    network: VideoNetwork
+    class_names: list[str]
+    data: dict[str, Any]
+    task: str | None
+    activation: str
+
+
+@dataclass(frozen=True)
 class Classifier:
     """A trained network with what it takes to apply it.
 
@@ -71,6 +90,7 @@ class Classifier:
         data: data settings of training (clip length, sampling, sizes, normalisation).
         device: where it runs.
         name: of the network.
+        activation: how logits become scores, a name in `dtf.runs.description.ACTIVATIONS`.
         network: the network itself; None for an exported graph.
     """
 
@@ -79,6 +99,7 @@ class Classifier:
     data: dict[str, Any]
     device: torch.device
     name: str
+    activation: str
     network: VideoNetwork | None = None
 
 
@@ -138,11 +159,9 @@ def read_data(path: Path) -> Mapping[str, Any]:
         return load_network(path)[2]
     if path.suffix not in GRAPHS:
         return load_checkpoint(path, weights=False).data
-    _check_file(path)
-    texts = onnx_session(path).get_modelmeta().custom_metadata_map if path.suffix == ".onnx" else {}
     data = None
-    with suppress(KeyError, TypeError, ValueError, zipfile.BadZipFile):
-        data = read_json((texts or _read_archive(path))["data"])
+    with suppress(KeyError, TypeError, ValueError):
+        data = read_json(_texts(path)["data"])
     if not isinstance(data, dict):
         raise ValueError(f"{path} does not say what it was trained on: not written by python -m dtf.export")
     return taken_data(path, data, [])
@@ -157,18 +176,30 @@ def read_task(path: Path) -> str | None:
     if path.suffix == ".safetensors":
         return taken_task(path, load_weights(path)[1].get("task"))
     if path.suffix in GRAPHS:
-        return None
-    task = load_checkpoint(path, weights=False).config.get("task")
-    return taken_task(path, task.get("name") if isinstance(task, Mapping) else task)
+        return taken_task(path, _texts(path).get("task"))
+    return _task_of(load_checkpoint(path, weights=False))
 
 
-def _read_archive(path: Path) -> Any:
-    """The description in a .pt2 file, which is not loaded."""
-    with zipfile.ZipFile(path) as archive:
+def _task_of(checkpoint: Checkpoint) -> str | None:
+    task = checkpoint.config.get("task")
+    return taken_task(checkpoint.path, task.get("name") if isinstance(task, Mapping) else task)
+
+
+def _texts(path: Path) -> Mapping[str, Any]:
+    """The description in a graph's file, which is not run; {} where it has none.
+
+    Raises:
+        ValueError: the file is missing, or no graph.
+    """
+    _check_file(path)
+    if path.suffix == ".onnx":
+        return onnx_session(path).get_modelmeta().custom_metadata_map
+    found: Any = {}
+    with suppress(ValueError, zipfile.BadZipFile), zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.filename.endswith(f"/extra/{METADATA_FILE}") and entry.file_size < _LARGEST_DESCRIPTION:
-                return read_json(archive.read(entry))
-    return {}
+                found = read_json(archive.read(entry))
+    return found if isinstance(found, Mapping) else {}
 
 
 def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Classifier:
@@ -186,14 +217,25 @@ def open_classifier(path: Path, device: str = "auto", trust: bool = False) -> Cl
         return _open_onnx(path, device)
     if path.suffix == ".pt2":
         return _open_program(path, choose_device(device), trust)
-    network, class_names, data = load_network(path)
-    place = choose_device(device)
-    served = ServedNetwork(network, data["mean"], data["std"]).to(place).eval()
-    return Classifier(_on(served, place), class_names, data, place, network.name, network)
+    file = load_trained(path)
+    place, network = choose_device(device), file.network
+    served = ServedNetwork(network, file.data["mean"], file.data["std"]).to(place).eval()
+    about = (file.class_names, file.data, place, network.name, file.activation)
+    return Classifier(_on(served, place), *about, network)
 
 
 def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
     """Network on the CPU, class names and data settings of a .ckpt or .safetensors file.
+
+    Raises:
+        ValueError: as `load_trained`.
+    """
+    file = load_trained(path)
+    return file.network, file.class_names, file.data
+
+
+def load_trained(path: Path) -> Trained:
+    """What a .ckpt or .safetensors file holds.
 
     Raises:
         ValueError: the file is missing, damaged, or does not say all that it takes to apply it.
@@ -201,6 +243,7 @@ def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
     if path.suffix != ".safetensors":
         checkpoint = load_checkpoint(path)
         network, names, data = checkpoint.build_network(), checkpoint.class_names, checkpoint.data
+        task, activation = _task_of(checkpoint), checkpoint.activation
     else:
         network, metadata = load_weights(path)
         missing = [key for key in ("class_names", "data") if key not in metadata]
@@ -209,8 +252,10 @@ def load_network(path: Path) -> tuple[VideoNetwork, list[str], dict[str, Any]]:
                 f"{path} does not say its {' and '.join(missing)}: it was not written by train.py"
             )
         names, data = metadata["class_names"], metadata["data"]
+        task = taken_task(path, metadata.get("task"))
+        activation = taken_activation(path, metadata.get("activation"))
     names, data = check_description(path, names, data, network.arguments["num_classes"])
-    return network.eval(), names, data
+    return Trained(network.eval(), names, data, task, activation)
 
 
 def check_description(
@@ -236,9 +281,11 @@ def served_settings(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key: data[key] for key in (*CLIP_KEYS, "name", "test_views") if key in data}
 
 
-def describe(network: VideoNetwork, class_names: Sequence[str], data: Mapping[str, Any]) -> dict[str, str]:
+def describe(file: Trained) -> dict[str, str]:
     """What an exported graph says about itself, as texts (JSON where a value is not one)."""
+    network, class_names, data = file.network, file.class_names, file.data
     length, size = data["clip_length"], data["crop_px"]
+    then = "as they are" if file.activation == "none" else f"before the {file.activation}"
     return {
         "format": FORMAT,
         "model": network.name,
@@ -246,14 +293,15 @@ def describe(network: VideoNetwork, class_names: Sequence[str], data: Mapping[st
         "class_names": json.dumps(list(class_names)),
         "data": json.dumps(served_settings(data)),
         "input": f"video: uint8 (batch, {length} frames, {size}, {size}, 3 RGB), normalised inside",
-        "output": f"logits: float32 (batch, {len(class_names)} classes), before the softmax",
-    }
+        "output": f"logits: float32 (batch, {len(class_names)} classes), {then}",
+        "activation": file.activation,
+    } | ({} if file.task is None else {"task": file.task})
 
 
 def _read_description(
     path: Path, texts: Mapping[str, str], num_classes: int
-) -> tuple[list[str], dict[str, Any]]:
-    """Class names and data settings from what `describe` wrote about a graph with `num_classes` logits."""
+) -> tuple[list[str], dict[str, Any], str]:
+    """Class names, data settings, activation: what `describe` wrote of a graph of `num_classes` logits."""
     if texts.get("format") != FORMAT:
         raise ValueError(
             f"{path} was not written by `python -m dtf.export` (format {texts.get('format')!r}, expected "
@@ -263,7 +311,8 @@ def _read_description(
         names, data = read_json(texts["class_names"]), read_json(texts["data"])
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: damaged description: {error!r}") from error
-    return check_description(path, names, data, num_classes)
+    activation = taken_activation(path, texts.get("activation"))
+    return *check_description(path, names, data, num_classes), activation
 
 
 def _on(module: Callable[[torch.Tensor], torch.Tensor], place: torch.device) -> Any:
@@ -294,12 +343,13 @@ def _open_program(path: Path, place: torch.device, trust: bool) -> Classifier:
     except ValueError:
         description = {}
     [logits] = program.graph.output_node().args[0]
-    names, data = _read_description(path, description, logits.meta["val"].shape[-1])
+    names, data, activation = _read_description(path, description, logits.meta["val"].shape[-1])
     if place.type != "cpu":
         from torch.export.passes import move_to_device_pass
 
         program = move_to_device_pass(program, str(place))
-    return Classifier(_on(program.module(), place), names, data, place, str(description.get("model")))
+    name = str(description.get("model"))
+    return Classifier(_on(program.module(), place), names, data, place, name, activation)
 
 
 def _open_onnx(path: Path, device: str) -> Classifier:
@@ -309,7 +359,7 @@ def _open_onnx(path: Path, device: str) -> Classifier:
     shapes = [node.shape for node in session.get_outputs()]
     if len(shapes) != 1 or len(shapes[0] or ()) != 2:
         raise ValueError(f"{path}: its outputs are {shapes}, expected logits (batch, classes) alone")
-    names, data = _read_description(path, metadata, shapes[0][1])
+    names, data, activation = _read_description(path, metadata, shapes[0][1])
     inputs = [(node.name, node.type, list(node.shape[1:])) for node in session.get_inputs()]
     expected = ("video", "tensor(uint8)", [data["clip_length"], data["crop_px"], data["crop_px"], 3])
     if inputs != [expected]:
@@ -320,7 +370,7 @@ def _open_onnx(path: Path, device: str) -> Classifier:
 
     on_gpu = session.get_providers()[0] == "CUDAExecutionProvider"
     place = torch.device("cuda" if on_gpu else "cpu")
-    return Classifier(logits, names, data, place, str(metadata.get("model")))
+    return Classifier(logits, names, data, place, str(metadata.get("model")), activation)
 
 
 def onnx_session(path: Path, device: str = "cpu") -> Any:

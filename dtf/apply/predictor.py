@@ -23,6 +23,7 @@ from dtf.data.lists import VideoIndex
 from dtf.data.memory import ArrayReader
 from dtf.data.reader import VideoError
 from dtf.data.sampling import parse_views
+from dtf.runs.description import ACTIVATIONS
 
 FRAMES_KEPT = 8
 """Frames of a sliding prediction that are kept to be shown."""
@@ -40,11 +41,12 @@ class Prediction:
         video: path as given; "frames in memory" of an array.
         error: why the video could not be read, "" where it could.
         classes: best classes, best first.
-        scores: their softmax scores, averaged over views (and windows), in 0..1.
+        scores: their scores as the network's task has them (softmax where it classifies), averaged over
+            views (and windows).
         frames: (n, S, S, 3) uint8: the first view, or one frame of every few windows; None for a broken
             video.
         windows: the W windows of a sliding prediction, else empty.
-        window_scores: (W, C) float32 softmax scores of all classes in each window; None without windows.
+        window_scores: (W, C) float32 scores of all classes in each window; None without windows.
         warning: what is doubtful about the windows, else "".
     """
 
@@ -75,6 +77,7 @@ class Predictor:
     Attributes:
         network: in evaluation mode, on `device`; None for an exported graph.
         class_names: C names.
+        shares: whether scores lie in 0..1; else they are whatever numbers the network gives.
         view: how it sees a video.
         num_workers: processes that read where there are many videos.
 
@@ -93,6 +96,7 @@ class Predictor:
         self._classifier = open_classifier(Path(checkpoint), device, trust)
         self.network = self._classifier.network
         self.class_names = self._classifier.class_names
+        self.shares = self._classifier.activation != "none"
         self.device = self._classifier.device
         self.view = ClipView.from_settings(self._classifier.data)
         self._views = parse_views(views or self._classifier.data.get("test_views", "1x1"))
@@ -219,9 +223,17 @@ class Predictor:
             )
         return self._prediction(name, mean, top, strip, windows, scores, warning)
 
+    def score(self, outputs: torch.Tensor) -> torch.Tensor:
+        """(B, C) float32 outputs of the network -> (B, C) scores."""
+        return ACTIVATIONS[self._classifier.activation](outputs)
+
+    def shown(self, score: float) -> str:
+        """A score for people."""
+        return f"{score:.1%}" if self.shares else f"{score:.4g}"
+
     def _scores(self, views: torch.Tensor) -> torch.Tensor:
-        """(V, T, S, S, 3) uint8 -> (V, C) float64 softmax scores."""
-        return self._classifier.logits(views).softmax(dim=1).double()
+        """(V, T, S, S, 3) uint8 -> (V, C) float64 scores."""
+        return self.score(self._classifier.logits(views)).double()
 
     def _prediction(
         self, name: str, scores: torch.Tensor, top: int, frames: np.ndarray, *windows: Any

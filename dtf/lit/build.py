@@ -40,6 +40,7 @@ from dtf.lit.tasks.task import Task
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
 from dtf.runs.composing import plain
+from dtf.runs.description import ACTIVATIONS
 from dtf.runs.measure import Measure
 from dtf.text import markup, nearest
 
@@ -94,6 +95,10 @@ def task_class(cfg: DictConfig) -> type[Task]:
     found = get_class(cfg["_target_"])
     if not issubclass(found, Task) or found.name != cfg["name"]:
         raise ValueError(f"task: {cfg['_target_']} is no task with the name {cfg['name']!r}")
+    if found.activation not in ACTIVATIONS:
+        raise ValueError(
+            f"task={found.name}: activation must be one of {', '.join(ACTIVATIONS)}, got {found.activation!r}"
+        )
     return found
 
 

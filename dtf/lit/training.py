@@ -126,7 +126,8 @@ def build_model(cfg: DictConfig, folder: Path) -> tuple[VideoDataModule, Engine]
     last = folder / "checkpoints" / "last.ckpt"
     goes_on = last.is_file() and not cfg.find_lr
     network = build.build_network(cfg.model, len(task.outputs), data.clip_length, goes_on)
-    description = describe(network, list(task.outputs), config["data"] | {"root": data.root}, config)
+    settings = config["data"] | {"root": data.root}
+    description = describe(network, list(task.outputs), settings, config, task.activation)
     if goes_on:
         checkpoint = load_checkpoint(last, weights=False)
         for change in resume.check_same_run(checkpoint, description):
@@ -222,7 +223,8 @@ def report(run: Training) -> None:
     # To be shared: where the videos lie on this machine is nobody else's business.
     shared = {k: v for k, v in run.description["data"].items() if k != "root"}
     names = run.description["class_names"]
-    save_weights(weights, network, {"class_names": names, "data": shared, "task": task.name})
+    told = {"class_names": names, "data": shared, "task": task.name, "activation": task.activation}
+    save_weights(weights, network, told)
     title = f"{network.name} on {data.name}"
     metrics = {name: value if math.isfinite(value) else None for name, value in run.metrics.items()}
     figures = {"seconds": run.seconds, "metrics": metrics, "config": run.config}

@@ -5,6 +5,7 @@ A checkpoint is Lightning's dictionary (weights in `state_dict`, prefixed "netwo
     {"format": 1,
      "model": {"name": ..., "arguments": {...}},   create_model(name, **arguments) rebuilds the network
      "class_names": [...],
+     "activation": "softmax",                      how outputs become scores; older files do not have it
      "data": {...},                                the run's data config, resolved; `taken_data` of it is read
      "config": {...}}                              the run's whole config, resolved
 """
@@ -22,7 +23,7 @@ import torch
 from dtf.models import VideoNetwork
 from dtf.models.weights.archive import UnsafeArchive, load_archive
 from dtf.models.weights.rebuild import plain_data, rebuild
-from dtf.runs.description import taken_data, taken_names
+from dtf.runs.description import taken_activation, taken_data, taken_names
 
 FORMAT = 1
 PREFIX = "network."
@@ -39,6 +40,7 @@ class Checkpoint:
         class_names: one name per class.
         data: what is taken of the run's data config, see `dtf.runs.description.taken_data`.
         config: whole config of the run.
+        activation: how outputs become scores, a name in `dtf.runs.description.ACTIVATIONS`.
         epoch: epochs finished when it was written, their validation included.
         step: optimiser steps taken.
     """
@@ -49,6 +51,7 @@ class Checkpoint:
     class_names: list[str]
     data: dict[str, Any]
     config: dict[str, Any]
+    activation: str
     epoch: int
     step: int
 
@@ -66,13 +69,18 @@ class Checkpoint:
 
 
 def describe(
-    network: VideoNetwork, class_names: list[str], data: Mapping[str, Any], config: Mapping[str, Any]
+    network: VideoNetwork,
+    class_names: list[str],
+    data: Mapping[str, Any],
+    config: Mapping[str, Any],
+    activation: str = "softmax",
 ) -> dict[str, Any]:
     """The `dtf` entry of a checkpoint, from a network with attributes `name` and `arguments`."""
     return {
         "format": FORMAT,
         "model": {"name": network.name, "arguments": network.arguments},
         "class_names": list(class_names),
+        "activation": activation,
         "data": dict(data),
         "config": dict(config),
     }
@@ -116,6 +124,7 @@ def load_checkpoint(path: str | os.PathLike[str], weights: bool = True) -> Check
         class_names=about["class_names"],
         data=taken_data(path, about["data"], about["class_names"]),
         config=about["config"],
+        activation=taken_activation(path, about.get("activation")),
         epoch=epoch,
         step=step,
     )

@@ -1,4 +1,4 @@
-"""What is taken of the description in a file of weights, `.ckpt` and `.safetensors` alike.
+"""What is taken of the description in a file of weights or a graph, whatever its kind.
 
 Such a file may come from anywhere. Everything is taken by name and by type; what a name does not stand for
 here (batch sizes, augmentation, classes to build, ...) has no way in.
@@ -7,9 +7,11 @@ here (batch sizes, augmentation, classes to build, ...) has no way in.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_args
+
+from torch import Tensor, nn
 
 from dtf.data.clip_view import CLIP_KEYS, STAGES
 from dtf.data.transforms import Interpolation
@@ -18,6 +20,15 @@ from dtf.text import shortened
 
 MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": nn.Softmax(dim=1),
+    "sigmoid": nn.Sigmoid(),
+    "none": nn.Identity(),
+}
+"""How outputs (B, C) of a network become scores: each task names its way, `dtf.lit.tasks.task.Task`.
+
+All but "none", whose scores are the outputs, give scores in 0..1.
+"""
 _MOST = 8192  # frames, pixels, frames per second, ...
 _MOST_CLIP_BYTES = 1 << 28  # of a clip in uint8: 64 frames of 1024 x 1024 are less
 
@@ -55,6 +66,28 @@ def taken_task(path: Path, task: Any) -> str | None:
     if task is not None and not (isinstance(task, str) and re.fullmatch(r"[A-Za-z]\w{0,99}", task, re.ASCII)):
         raise _damaged(path, "task", task)
     return task
+
+
+def taken_activation(path: Path, name: Any) -> str:
+    """The name in `ACTIVATIONS` that a file of weights gives; "softmax" where it does not say.
+
+    Files without it are older than that, when all that could be applied was classification.
+
+    Args:
+        path: the file, for messages.
+        name: what it says, anything.
+
+    Raises:
+        ValueError: it is none of them.
+    """
+    if name is None:
+        return "softmax"
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ValueError(
+            f"{path}: its outputs become scores by {shortened(repr(name))}, unknown here (known: "
+            f"{', '.join(ACTIVATIONS)}): was it written by a newer version?"
+        )
+    return name
 
 
 def taken_data(path: Path, data: Any, names: list[str]) -> dict[str, Any]:

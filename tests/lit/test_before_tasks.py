@@ -67,7 +67,7 @@ def test_its_settings_are_those_of_classification(tmp_path: Path) -> None:
     write_json(tmp_path / "results.json", {"config": old | {"task": task | {"_target_": "before.it.moved"}}})
     assert finished(tmp_path, old | {"task": task}) is not None
     description = {"model": {"name": "dtf_tiny", "arguments": {}}, "config": old | {"task": task}}
-    checkpoint = Checkpoint(tmp_path, {}, description["model"], [], {}, old, 0, 0)
+    checkpoint = Checkpoint(tmp_path, {}, description["model"], [], {}, old, "softmax", 0, 0)
     assert check_same_run(checkpoint, description) == []
     description["config"] = old | {"task": task | {"name": "other"}}
     with pytest.raises(RunError, match=r"task\.name: classification -> other"):

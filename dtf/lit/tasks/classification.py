@@ -23,6 +23,7 @@ from dtf.files import replacing
 from dtf.lit.mixing import Mixing
 from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Shown, Step, Table, Task
+from dtf.runs.description import ACTIVATIONS
 from dtf.runs.measure import Measure
 from dtf.text import cell
 
@@ -53,6 +54,7 @@ class Classification(Task):
         Measure("top5", "top-5", share=True),
     )
     counted = ("top1", "top5")
+    activation = "softmax"
 
     def __init__(
         self, data: VideoDataModule, *, label_smoothing: float = 0.0, mixing: Mapping[str, Any] | None = None
@@ -85,7 +87,7 @@ class Classification(Task):
 
     def collector(self) -> VideoScores:
         """Softmax scores."""
-        return VideoScores(Evaluation, nn.Softmax(dim=1), sums_to_one=True)
+        return VideoScores(Evaluation, ACTIVATIONS[self.activation], sums_to_one=True)
 
 
 @dataclass(frozen=True)

@@ -187,6 +187,8 @@ class Task(ABC):
         measures: what results are known by, the headline first: it chooses the best checkpoint and sorts
             sweeps.
         counted: names of what is counted in training, `Step.sums`.
+        activation: how a clip's outputs become its scores, a name in `dtf.runs.description.ACTIVATIONS`:
+            files of weights and graphs keep it for who applies them. "none": they are the scores.
 
     Raises:
         ValueError: settings that the task cannot follow.
@@ -195,6 +197,7 @@ class Task(ABC):
     name: ClassVar[str]
     measures: ClassVar[tuple[Measure, ...]]
     counted: ClassVar[tuple[str, ...]] = ()
+    activation: ClassVar[str] = "none"
 
     def __init__(
         self, data: VideoDataModule, *, label_smoothing: float = 0.0, mixing: Mapping[str, Any] | None = None

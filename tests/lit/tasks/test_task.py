@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from dtf import sweep
-from dtf.apply.graphs import read_task
+from dtf.apply.graphs import load_trained, read_task
 from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Step, Task
 from dtf.runs.checkpoint import load_checkpoint
@@ -76,6 +76,10 @@ class Brightness(Task):
         return VideoScores(Errors)
 
 
+class Unclear(Brightness):
+    activation = "softplus"
+
+
 @pytest.fixture(scope="module")
 def arguments(tiny_data: list[str], tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Of train.py, for two epochs of the task that a folder of settings outside the house names."""
@@ -114,6 +118,7 @@ def test_a_task_of_ones_own_from_training_to_the_page(command, arguments: list[s
     assert found["metrics"]["val/error_best"] == pytest.approx(min(errors), rel=1e-5)
     best = load_checkpoint(folder / "checkpoints" / "best.ckpt")
     assert best.class_names == ["brightness"]
+    assert best.activation == "none"
     assert best.epoch == 1 + int(np.argmin(errors))
     assert not (folder / "scores.csv").exists()
 
@@ -143,6 +148,7 @@ def test_a_task_of_ones_own_from_training_to_the_page(command, arguments: list[s
     tested = json.loads((tmp_path / "eval" / "results.json").read_text())
     assert tested["error"] == pytest.approx(found["error"], rel=1e-5)
     assert read_task(folder / "model.safetensors") == "brightness"
+    assert load_trained(folder / "model.safetensors").activation == "none"
     # Where no settings have a task of that name, or the user wants another one.
     weights = f"checkpoint={folder}/model.safetensors"
     evaluate.remove(arguments[0])
@@ -161,6 +167,10 @@ def test_what_the_task_cannot_follow_is_refused(command, arguments: list[str], t
     done = command("train.py", *arguments, "label_smoothing=0.1", f"output={tmp_path}")
     assert done.err.endswith(
         "error: task=brightness has no use for label_smoothing and mixing: leave them out\n"
+    )
+    done = command("train.py", *arguments, "task._target_=test_task.Unclear", f"output={tmp_path}")
+    assert done.err.endswith(
+        "error: task=brightness: activation must be one of softmax, sigmoid, none, got 'softplus'\n"
     )
     done = command("train.py", *arguments, "task._target_=test_task.Errors", f"output={tmp_path}")
     assert done.err.endswith("error: task: test_task.Errors is no task with the name 'brightness'\n")
