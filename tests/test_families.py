@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from inspect import getmodule
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from engine import REPOSITORY
@@ -14,8 +15,8 @@ from dtf.layers.temporal import FAMILIES
 from dtf.models.families import __file__ as families_file
 from dtf.models.registry import architecture, list_models
 
-# One file each of networks; the layers and the conversion of a family have the same name. "dtf" is also the
-# package's name, so it alone says nothing.
+# One file each of networks; the layers (a file or a folder) and the conversion of a family have the same
+# name. "dtf" is also the package's name, so it alone says nothing.
 NAMES = sorted(path.stem for path in Path(families_file).parent.glob("*.py") if path.stem != "__init__")
 
 # Beside a family's own files, these alone may name it: what it registers or offers is imported there.
@@ -26,8 +27,12 @@ REGISTERED = {
 }
 
 
+def owner(module: ModuleType, name: str) -> str:
+    return getattr(getattr(module, name), "__module__", None) or ""
+
+
 def words(name: str) -> Iterator[str]:
-    """Patterns by which a text names a family: networks, modules, and what its layers' module defines."""
+    """Patterns by which a text names a family: networks, modules, and what its layers' module offers."""
     for network in list_models():
         family = architecture(network).family
         if network.startswith(f"{name}_") and (family is None or family.name == name):
@@ -38,22 +43,21 @@ def words(name: str) -> Iterator[str]:
     if name != "dtf":
         yield rf"[\"']{name}[\"']"
     if name in FAMILIES:
-        module = getmodule(FAMILIES[name].build)
-        defined = [
-            n for n, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__
-        ]
-        yield from (f"{n}\\b" for n in defined if not n.startswith("_"))
+        module = import_module(f"dtf.layers.{name}")
+        offered = [n for n in vars(module) if owner(module, n).startswith(module.__name__)]
+        yield from (f"{n}\\b" for n in offered if not n.startswith("_"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nobody_else_names_a_family(name: str) -> None:
     pattern = re.compile("|".join(rf"(?<!\w){word}" for word in sorted(set(words(name)))))
-    own = {f"dtf/{folder}/{name}.py" for folder in ("layers", "models/families", "models/weights/convert")}
+    own = tuple(f"dtf/{folder}/{name}" for folder in ("layers", "models/families", "models/weights/convert"))
+    own = tuple(f"{path}{end}" for path in own for end in (".py", "/"))
     files = [path for folder in ("dtf", "hydra_plugins") for path in (REPOSITORY / folder).rglob("*")]
     found = []
     for path in [*files, REPOSITORY / "train.py", REPOSITORY / "eval.py"]:
         place = path.relative_to(REPOSITORY).as_posix()
-        if path.suffix not in (".py", ".html", ".cu", ".cuh") or place in own or place in REGISTERED:
+        if path.suffix not in (".py", ".html", ".cu", ".cuh") or place.startswith(own) or place in REGISTERED:
             continue
         for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
             if pattern.search(line):

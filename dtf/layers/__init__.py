@@ -1,4 +1,4 @@
-"""Layers to lift out: modules on clips (B, C, T, H, W), one file a family. They need torch alone."""
+"""Layers to lift out: modules on clips (B, C, T, H, W), a file or folder a family. They need torch alone."""
 
 from dtf.layers.ddf import DDFPack, DDFUpPack, FilterNorm
 from dtf.layers.dtf import DTFBlock
