@@ -13,8 +13,8 @@ import pytest
 import torch
 from engine import REPOSITORY, run_subprocess
 
+from dtf.apply.export import export
 from dtf.apply.graphs import read_data
-from dtf.export import export
 from dtf.lit.scores import VideoScores
 from dtf.runs.stored import choose_data
 

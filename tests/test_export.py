@@ -16,11 +16,12 @@ import torch
 from engine import REPOSITORY, assert_one_line_error, clean_environment, documented
 from torch import nn
 
-import dtf.export
+import dtf.apply.export
+from dtf.apply.export import NAMES, TOLERANCE, export
 from dtf.apply.graphs import ServedNetwork, load_network, open_classifier, read_task
 from dtf.apply.onnx_file import MESSAGES, check_onnx
 from dtf.apply.predictor import Predictor
-from dtf.export import NAMES, TOLERANCE, export, main
+from dtf.export import main
 from dtf.models import DTFBlock, create_model, load_weights, save_weights
 from dtf.predict import main as predict
 from dtf.runs.checkpoint import describe
@@ -145,7 +146,7 @@ def test_files_say_what_they_are_and_nothing_of_this_machine(exported: Path) -> 
 
     model = onnx.load(exported / "exported" / "model.onnx")
     about = {entry.key: entry.value for entry in model.metadata_props}
-    assert [(o.domain, o.version) for o in model.opset_import] == [("", dtf.export.OPSET)]
+    assert [(o.domain, o.version) for o in model.opset_import] == [("", dtf.apply.export.OPSET)]
     # What onnxruntime 1.17 to 1.20 can load: batch norms of images alone, not of matrices.
     assert model.ir_version == 9
     ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.value_info}
@@ -231,14 +232,14 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
     path = weights_file(tmp_path, "c2d_tiny", **NETWORKS["c2d_tiny"])
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "model.pt2").write_text("an earlier one")
-    write = dtf.export.write_program
+    write = dtf.apply.export.write_program
 
     def write_other(target, program, description):
         with torch.no_grad():
             next(p for p in program.state_dict.values() if p.dim() == 4).mul_(1.01)
         write(target, program, description)
 
-    monkeypatch.setattr("dtf.export.write_program", write_other)
+    monkeypatch.setattr("dtf.apply.export.write_program", write_other)
     with pytest.raises(ValueError, match=r"model.pt2 is not kept: its logits .* allowed are 1e-04"):
         export(path, tmp_path / "out", ["torch"])
     assert [p.name for p in (tmp_path / "out").iterdir()] == ["model.pt2"]
@@ -493,9 +494,9 @@ def test_wrong_input_is_one_line(capsys, arguments: list[str], message: str) -> 
 
 
 def test_missing_packages_are_named(tmp_path: Path, monkeypatch) -> None:
-    find = dtf.export.importlib.util.find_spec
+    find = dtf.apply.export.importlib.util.find_spec
     monkeypatch.setattr(
-        "dtf.export.importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name)
+        "dtf.apply.export.importlib.util.find_spec", lambda name: None if name == "onnxscript" else find(name)
     )
     with pytest.raises(ValueError, match=r"format=onnx needs onnxscript: pip install -e '.\[export\]'"):
         export(tmp_path / "x.ckpt", tmp_path / "out")

@@ -11,8 +11,9 @@ from engine import REPOSITORY, assert_one_line_error, documented
 from torch import nn
 
 from dtf.models import DTFBlock
+from dtf.models.cost import build, measure_cost, measure_speed, models_table
 from dtf.ops import temporal_aggregation, temporal_correlation
-from dtf.profile import build, main, measure_cost, measure_speed, models_table, parse
+from dtf.profile import main, parse
 
 
 def hand_count(channels: int, frames: int, window: int, groups: int, pixels: int) -> tuple[int, int]:

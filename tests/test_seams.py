@@ -15,7 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from dtf import explain, export, profile, report
+from dtf import explain, profile, report
+from dtf.apply.export import export
 from dtf.apply.graphs import read_task
 from dtf.layers.options import Options, one_of, option, positive_number
 from dtf.layers.temporal import FAMILIES, Family, Maps, Place, TemporalLayer, register_family, temporal_layers
@@ -23,6 +24,7 @@ from dtf.lit.norms import backbone_norms
 from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Step, Task
 from dtf.models import create_model, load_weights, register_model, registry, save_weights
+from dtf.models.cost import measure_cost
 from dtf.models.resnet import RESNET, TINY
 from dtf.ops import dispatch
 from dtf.ops.checks import check_clip
@@ -237,7 +239,7 @@ def test_the_operator_stands_beside_the_others() -> None:
         pair_mean(x, backend="cupy")
     with torch.device("meta"):
         block, clip = ToyBlock(4, 1.0, "auto"), torch.zeros(1, 4, 3, 5, 5)
-    assert profile.measure_cost(block, clip).macs == clip.numel()
+    assert measure_cost(block, clip).macs == clip.numel()
 
 
 def test_its_options_are_checked_with_those_of_the_network() -> None:
@@ -353,7 +355,7 @@ def test_from_training_to_the_page(
     assert {p.name for p in (tmp_path / "explained").glob("*.png")} == set(shown["pictures"].values())
 
     # Exported: both graphs check themselves against the network.
-    files = export.export(weights, tmp_path / "exported")
+    files = export(weights, tmp_path / "exported")
     assert [file.path.name for file in files] == ["model.safetensors", "model.pt2", "model.onnx"]
     assert {read_task(file.path) for file in files} == {"shade"}
 
