@@ -41,6 +41,8 @@ def test_benchmark_of_pictures(tmp_path, capsys):
     for figures in report.values():
         assert set(figures) == {"ours", "v2_pil", "v2_tensor", "floor"}
         assert figures["ours"]["ratio"] == 1
+        assert figures["v2_tensor"]["largest_difference"] == 0
+        assert figures["v2_pil"]["largest_difference"] <= 3
     assert "| val | floor |" in capsys.readouterr().out
 
 
