@@ -32,7 +32,11 @@ def original_state(path: Path) -> dict[str, Tensor]:
     """The state dict of an original network, drawn anew from its entries' names in a .state.json."""
     about = json.loads(path.read_text())
     state = {}
-    for name, shape, dtype, _, total in about["state"]:
+    for name, shape, dtype, fill, total in about["state"]:
+        if fill == "kept":
+            # Constants and tables of the original, which its file does not hold: nothing may read them.
+            state[name] = torch.full(shape, torch.nan) if "float" in dtype else torch.zeros(shape).long()
+            continue
         state[name] = _value(name, shape, dtype.removeprefix("torch."), about.get("weight_std", 0.05))
         assert state[name].double().sum().item() == pytest.approx(total, rel=1e-4, abs=1e-4), name
     return state

@@ -183,6 +183,8 @@ def test_speed_is_measured_in_the_mode_asked_for():
     assert measure_speed(network, video, training=True, seconds=0).clips_per_second > 0
     assert modes == [(False, False)] * 3 + [(True, True)] * 3
     assert network.linear.weight.grad is None
+    two_heads = nn.Sequential(network, nn.Unflatten(1, (2, -1)))
+    assert measure_speed(two_heads, video, training=True, seconds=0).clips_per_second > 0
 
 
 @pytest.mark.parametrize(

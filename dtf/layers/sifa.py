@@ -1,9 +1,10 @@
-"""SIFA: attention of each pixel to deformed places of the next frame, and the family's part in networks.
+"""SIFA: attention of each pixel to deformed places of the next frame, and what stands beside it in networks.
 
 Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022 (arXiv 2206.06931).
 Parameters have the names of the released code. Differences from it: frames are shifted without its race; the
 weight of the correlation, a constant stored for a fixed number of frames, does not exist, so any number of
-frames goes; offsets start at zero (there a network draws them anew after its blocks have set them to zero).
+frames goes; offsets start at zero (there a network draws them anew after its blocks have set them to zero);
+tokens of Swin are read in their order, not as the released kernels read their memory.
 
 Letters: B clips, C channels, T frames at the block, H x W pixels, K window side.
 """
@@ -142,13 +143,17 @@ class SIFABlock(TemporalLayer):
             raise ValueError(f"SIFABlock takes (B, {self.channels}, T, H, W), got {tuple(x.shape)}")
         if x.shape[2] == 1:
             return x
+        return torch.cat((x[:, :, :-1] + self.found(x), x[:, :, -1:]), dim=2)
+
+    def found(self, x: Tensor) -> Tensor:
+        """What each frame but the last finds in the next one, (B, C, T - 1, H, W); T is at least 2."""
         places = self.offsets(x)
         weights, window = self.weights(x, places), (self.kernel_size, self.dilation)
         if places is None:
             found = temporal_aggregation(x, weights, *window, backend=self.backend)
         else:
             found = deformable_aggregation(x, places, weights, *window, backend=self.backend)
-        return torch.cat((x[:, :, :-1] + found[:, :, 1:], x[:, :, -1:]), dim=2)
+        return found[:, :, 1:]
 
     def explain(self, x: Tensor) -> Maps | None:
         """How much each tap of the next frame counted, per pixel; the mean over the frames that have one."""
@@ -164,13 +169,97 @@ class SIFABlock(TemporalLayer):
         return {} if self.conv_offset is None else {"conv_offset": self.conv_offset.weight}
 
 
+class SIFAStep(TemporalLayer):
+    """Attention to the next frame within a transformer's block: what is found is normalised and added.
+
+    A fresh one is the identity: its norm has weights of zero.
+
+    Args:
+        attend: What attends.
+
+    Shape:
+        (B, C, T, H, W) -> same, any T and memory layout, same dtype.
+    """
+
+    family = "sifa"
+
+    def __init__(self, attend: SIFABlock) -> None:
+        super().__init__()
+        self.attend = attend
+        self.norm = nn.LayerNorm(attend.channels)
+        nn.init.zeros_(self.norm.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Of the last frame, which finds nothing, the norm leaves its bias.
+        found = F.pad(self.attend.found(x), (0, 0, 0, 0, 0, 1)) if x.shape[2] > 1 else torch.zeros_like(x)
+        return x + self.norm(found.movedim(1, -1)).movedim(-1, 1).to(x.dtype)
+
+    def explain(self, x: Tensor) -> Maps | None:
+        """That of :class:`SIFABlock`."""
+        return self.attend.explain(x)
+
+    def watched(self) -> dict[str, Tensor]:
+        """The norm's weights, which say how much is added."""
+        return {"norm": self.norm.weight, **self.attend.watched()}
+
+
+class ConvolutionStep(TemporalLayer):
+    """Adds a convolution of kernel 3 over time; a fresh one is the identity.
+
+    Args:
+        channels: C.
+
+    Shape:
+        (B, C, T, H, W) -> same, any T and memory layout, same dtype.
+    """
+
+    family = "sifa"
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, (3, 1), padding=(1, 0), bias=False)
+        nn.init.zeros_(self.conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x.flatten(3)).unflatten(3, x.shape[3:]).to(x.dtype)
+
+    def watched(self) -> dict[str, Tensor]:
+        """Its kernels."""
+        return {"conv": self.conv.weight}
+
+
+class GlobalContext(TemporalLayer):
+    """Adds to every pixel what a small network makes of the mean over all frames and pixels.
+
+    Args:
+        channels: C.
+        reduction: C over the width of the layer between.
+
+    Shape:
+        (B, C, T, H, W) -> same, any T and memory layout, same dtype.
+    """
+
+    family = "sifa"
+
+    def __init__(self, channels: int, reduction: int = 16) -> None:
+        super().__init__()
+        width = max(1, channels // reduction)
+        self.fc1, self.fc2 = nn.Linear(channels, width), nn.Linear(width, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        context = self.fc2(self.fc1(x.mean(dim=(2, 3, 4))).relu())
+        return x + context[:, :, None, None, None].to(x.dtype)
+
+
 @dataclass(frozen=True)
 class SIFAOptions(Options):
     """What networks may choose of their SIFA blocks; see :class:`SIFABlock`.
 
     Attributes:
         first_stage: The first stage, counted from 0, that has blocks.
-        every: The block of every so many in a stage has one, the last of them; 2 as published, 1: each.
+        every: In ResNets, the block of every so many in a stage has one, the last of them; 2 as published,
+            1: each.
+        global_context: Whether the other bottlenecks of these stages have a :class:`GlobalContext`.
     """
 
     kernel_size: int = option(3, positive_integer)
@@ -180,23 +269,40 @@ class SIFAOptions(Options):
     attention: Attention = option("none", one_of("none", "softmax"))
     first_stage: int = option(1, one_of(0, 1, 2, 3))
     every: int = option(2, positive_integer)
+    global_context: bool = option(False, one_of(True, False))
     backend: BackendName = option("auto", one_of("auto", "reference", "torch", "cupy"))
 
+    def block(self, channels: int) -> SIFABlock:
+        """A block as these say."""
+        return SIFABlock(
+            channels,
+            self.kernel_size,
+            deform=self.deform,
+            rescale_offsets=self.rescale_offsets,
+            offset_init=self.offset_init,
+            attention=self.attention,
+            backend=self.backend,
+        )
 
-def _build(options: SIFAOptions, place: Place) -> SIFABlock | None:
-    """A block behind the activation of a bottleneck's spatial convolution, where there are frames to join."""
-    here = place.stage >= options.first_stage and place.block % options.every == options.every - 1
-    if place.slot != "after_activation" or place.num_steps == 1 or not here:
+
+def _build(options: SIFAOptions, place: Place) -> TemporalLayer | None:
+    """Bottlenecks attend behind the activation of their spatial convolution, the others have a context.
+
+    Transformers attend in blocks whose windows are not shifted, and have a convolution in the others. Layers
+    that join frames stand only where there are some.
+    """
+    if place.stage < options.first_stage:
         return None
-    return SIFABlock(
-        place.channels,
-        options.kernel_size,
-        deform=options.deform,
-        rescale_offsets=options.rescale_offsets,
-        offset_init=options.offset_init,
-        attention=options.attention,
-        backend=options.backend,
-    )
+    joins = place.num_steps > 1
+    if place.slot == "after_attention" and joins:
+        channels = place.channels
+        return ConvolutionStep(channels) if place.shifted else SIFAStep(options.block(channels))
+    attends = place.block % options.every == options.every - 1
+    if place.slot == "after_activation" and attends and joins:
+        return options.block(place.channels)
+    if place.slot == "residual" and options.global_context and not attends:
+        return GlobalContext(place.channels)
+    return None
 
 
 SIFA = register_family(Family("sifa", SIFAOptions, _build))

@@ -21,9 +21,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtf.layers.options import Options
 
-Slot = Literal["convolution", "norm", "after_convolution", "after_activation", "after_attention"]
+Slot = Literal["convolution", "norm", "after_convolution", "after_activation", "residual", "after_attention"]
 """Where within a block: in the place of its spatial convolution; in that of the norm behind it; between the
-two; behind norm and activation; between the attention and the MLP of a transformer's block."""
+two; behind norm and activation; behind its last norm, ahead of the shortcut; between the attention and the
+MLP of a transformer's block."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Letters: B clips, k frames that a step joins, T steps, H x W pixels. Folded fram
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -98,22 +98,37 @@ class VideoNetwork(nn.Module):
         """The backbone's features as modules to be called in turn, and whether each is a block."""
         raise NotImplementedError  # abstract: each backbone has its own
 
+    @property
+    def recomputes(self) -> bool:
+        """Whether blocks keep their inputs alone just now."""
+        return self.grad_checkpointing and self.training and torch.is_grad_enabled()
+
     def features(self, frames: torch.Tensor) -> torch.Tensor:
         """(B*T, 3*k, H, W) -> feature map of the backbone."""
-        if not (self.grad_checkpointing and self.training and torch.is_grad_enabled()):
+        if not self.recomputes:
             return self.backbone.forward_features(frames)
-        for module, is_block in self.sequence():
+        return self.in_turn(self.sequence(), frames)
+
+    @staticmethod
+    def in_turn(modules: Iterable[tuple[nn.Module, bool]], frames: torch.Tensor) -> torch.Tensor:
+        """Modules, and whether each is a block, on frames; of blocks the inputs alone are kept."""
+        for module, is_block in modules:
             frames = recomputed(module, module, frames) if is_block else module(frames)
         return frames
 
     def classify(self, frames: torch.Tensor) -> torch.Tensor:
-        """(B*T, 3*k, H, W) -> (B, num_classes)."""
+        """(B*T, 3*k, H, W) -> what :meth:`forward` gives."""
         raise NotImplementedError  # abstract: each backbone has its own
 
     @property
     def classifier(self) -> str:
         """Name of the last linear layer in the backbone."""
         raise NotImplementedError  # abstract: each backbone has its own
+
+    @property
+    def classifiers(self) -> tuple[str, ...]:
+        """Those of all heads."""
+        return (self.classifier,)
 
     @property
     def last_stage(self) -> nn.Module:
@@ -135,7 +150,9 @@ class VideoNetwork(nn.Module):
     def forward(self, video: torch.Tensor) -> torch.Tensor:
         """(B, 3, clip_length, H, W), normalised, floating -> logits (B, num_classes).
 
-        An image is a clip of one frame: with ``clip_length`` 1 also (B, 3, H, W).
+        An image is a clip of one frame: with ``clip_length`` 1 also (B, 3, H, W). In training a network with
+        several heads gives (B, heads, num_classes), each to be learnt by itself
+        (:func:`dtf.models.heads.per_head`).
 
         Raises:
             ValueError: The video has another rank, channel count, clip length or (Swin) size than the

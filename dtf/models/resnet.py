@@ -5,6 +5,7 @@ Letters: B clips, T steps, C channels, H x W pixels; folded frames are (B*T, C, 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from dtf.models.weights.images import load_image_weights
 
 
 @dataclass
-class _Carried:
+class Carried:
     """What blocks carry, and where the next one that is built stands: timm builds them in order.
 
     The very first block has a stride of its own, for which timm has no argument.
@@ -49,7 +50,7 @@ class _Carried:
 class TemporalBasicBlock(Slots, BasicBlock):
     """timm's basic block with places at its 3x3 convolutions: of each, behind it, and of its norm."""
 
-    def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, carried: Carried, **kwargs: Any) -> None:
         where, args = carried.next(BasicBlock, args)
         super().__init__(*args, **kwargs)
         if carried.temporal is None:
@@ -65,21 +66,25 @@ class TemporalBasicBlock(Slots, BasicBlock):
 
 
 class TemporalBottleneck(Slots, Bottleneck):
-    """timm's bottleneck with places at its 3x3 convolution, as in basic blocks, and behind its activation."""
+    """timm's bottleneck with places at its 3x3 convolution, as in basic blocks, and behind it.
 
-    def __init__(self, *args: Any, carried: _Carried, **kwargs: Any) -> None:
+    Those are behind the convolution's activation, and behind the last norm.
+    """
+
+    def __init__(self, *args: Any, carried: Carried, **kwargs: Any) -> None:
         where, args = carried.next(Bottleneck, args)
         super().__init__(*args, **kwargs)
         if carried.temporal is None:
             return
-        last = Place("after_activation", self.conv2.out_channels, *where)
-        self.fill(carried.temporal, *_places(self, where, "conv2", "bn2"), last)
+        behind = Place("after_activation", self.conv2.out_channels, *where)
+        last = Place("residual", self.conv3.out_channels, *where)
+        self.fill(carried.temporal, *_places(self, where, "conv2", "bn2"), behind, last)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         residual = self.act1(self.bn1(self.conv1(x)))
         residual = self.at("after_convolution", self.through("conv2", residual))
         residual = self.at("after_activation", self.act2(self.through("bn2", residual)))
-        residual = self.bn3(self.conv3(residual))
+        residual = self.at("residual", self.bn3(self.conv3(residual)))
         return _join(self, residual, x, self.act3)
 
 
@@ -110,21 +115,26 @@ class _ResNet(ResNet):
 
     def init_weights(self, zero_init_last: bool = True) -> None:
         """Kaiming normal, fan out, for convolutions, as timm; zero for the last norms of blocks if wanted."""
-        own = {id(part) for layer in temporal_layers(self).values() for part in layer.modules()}
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d) and id(module) not in own:
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            if zero_init_last and isinstance(module, BasicBlock | Bottleneck):
-                module.zero_init_last()
+        draw_weights(self, zero_init_last)
+
+
+def draw_weights(blocks: nn.Module, zero_init_last: bool) -> None:
+    """As :meth:`_ResNet.init_weights` says."""
+    own = {id(part) for layer in temporal_layers(blocks).values() for part in layer.modules()}
+    for module in blocks.modules():
+        if isinstance(module, nn.Conv2d) and id(module) not in own:
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        if zero_init_last and isinstance(module, BasicBlock | Bottleneck):
+            module.zero_init_last()
 
 
 class VideoResNet(VideoNetwork):
     """A ResNet on folded frames; mean over steps and pixels, dropout, linear."""
 
-    stem_weight = "conv1.weight"
-
     def __init__(self, *args: Any, dropout: float) -> None:
         super().__init__(*args)
+        deep = isinstance(self.backbone.conv1, nn.Sequential)
+        self.stem_weight = "conv1.0.weight" if deep else "conv1.weight"
         self.dropout = dropout
         for parameter in self.parameters():
             # Module.to(memory_format) takes no module with kernels over time.
@@ -175,6 +185,11 @@ class ResNetOptions(Options):
     drop_path_rate: float = option(0.0, share)
 
 
+def norm_of(deep_stem: bool) -> Any:
+    """What makes the norms; those of networks with a deep stem have the epsilon that was published, 2e-5."""
+    return functools.partial(nn.BatchNorm2d, eps=2e-5) if deep_stem else nn.BatchNorm2d
+
+
 def build_resnet(
     options: ResNetOptions,
     num_classes: int,
@@ -183,11 +198,13 @@ def build_resnet(
     *,
     zero_init_last: bool = False,
     first_stride: int = 1,
+    deep_stem: bool = False,
 ) -> VideoResNet:
     """Builds a ResNet on folded frames that carries temporal layers, or none (C2D).
 
     With ``zero_init_last`` a fresh block adds nothing to its shortcut. With ``first_stride`` 2 the
-    first stage halves the frames, and the stem does not pool.
+    first stage halves the frames, and the stem does not pool. With ``deep_stem`` it has three 3x3
+    convolutions of 64, 64 and 128 channels, and norms are as :func:`norm_of` says.
     """
     layers, widths, stem_width = options.layers, options.widths, options.stem_width
     if len(layers) != 4 or len(widths) != 4:
@@ -203,13 +220,15 @@ def build_resnet(
         block = TemporalBasicBlock if basic else TemporalBottleneck
         order = ((stage, index) for stage, depth in enumerate(layers) for index in range(depth))
         arguments["block_args"] = {
-            "carried": _Carried(temporal, stem.num_steps(clip_length), order, first_stride)
+            "carried": Carried(temporal, stem.num_steps(clip_length), order, first_stride)
         }
     if stem_width is not None:
         if stem_width % 2:
             raise ValueError(f"stem_width must be an even number of channels, got {stem_width}")
         # timm fixes the plain stem at 64 channels; its deep stem has 2 * stem_width, and is replaced below.
         arguments.update(stem_type="deep", stem_width=stem_width // 2)
+    elif deep_stem:
+        arguments.update(stem_type="deep", stem_width=64, norm_layer=norm_of(deep_stem))
     channels = 3 * stem.kernel
     backbone: Any = _ResNet(
         block,

@@ -64,6 +64,7 @@ def test_no_group_is_forgotten() -> None:
 def test_model(option: str) -> None:
     small = {
         "resnet": ["model.depth=18"],
+        "sifa_resnet": ["model.layers=[1,2,1,2]", "model.widths=[8,8,8,8]"],
         "swin": ["data.crop_px=64", "model.embed_dim=24"],
         "tada2d_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ddf_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],

@@ -11,6 +11,7 @@ import pytorch_lightning as pl
 import torch
 from engine import classifier
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dtf.data.dataset import BrokenVideo
@@ -124,6 +125,17 @@ def test_seeded_losses_equal_the_stored_ones() -> None:
     fit(classifier(tiny(dropout=0.3, drop_path_rate=0.1), 2, SGD, label_smoothing=0.1), record)
     print(json.dumps(record.losses))
     torch.testing.assert_close(record.losses, json.loads(LOSSES.read_text()), rtol=2e-4, atol=0)
+
+
+def test_heads_are_learnt_each_by_itself_and_scored_together() -> None:
+    outputs = torch.tensor([[[9.0, 0, 0], [0, 2, 0]], [[0, 9, 0], [0, 2, 0]]], requires_grad=True)
+    label = torch.tensor([0, 0])
+    task = classifier(nn.Identity(), 3, SGD, label_smoothing=0.1).task
+    step = task.loss(lambda video: outputs, {"video": torch.zeros(2, 3, 1, 1, 1), "label": label})
+    each = [F.cross_entropy(head, label, label_smoothing=0.1) for head in outputs.unbind(1)]
+    torch.testing.assert_close(step.loss, each[0] + each[1])
+    # The mean of softmax scores: (1 + 0.1) / 2 against (0 + 0.8) / 2.
+    assert (step.sums["top1"], step.size) == (1, 2)
 
 
 def test_the_schedule_counts_optimiser_steps() -> None:

@@ -15,6 +15,7 @@ NETWORKS = {
     "dtf_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
     "dtf_resnet50": {"clip_length": 8, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)},
     "ddf_mul_resnet50": {"clip_length": 2, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)},
+    "sifa_resnet50": {"clip_length": 8, "layers": (1, 2, 1, 2), "widths": (8, 8, 8, 8)},
     "tada2d_resnet50": {"clip_length": 2, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)},
     "dtf_swin_tiny": {
         "clip_length": 8,

@@ -18,6 +18,8 @@ NETWORKS = {
     "c2d_tiny": RESNET,
     "ddf_tiny": RESNET,
     "sifa_tiny": RESNET,
+    "sifa_resnet50": {"widths": [8, 8, 16, 16], "layers": [1, 2, 1, 2]},
+    "sifa_swin_small": SWIN,
     "tada_tiny": RESNET,
     "dtf_swin_tiny": SWIN | {"filter_groups": 1},
     "c2d_swin_tiny": SWIN,

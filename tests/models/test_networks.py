@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtf.layers import DTFBlock, temporal_layers
 from dtf.models import create_model, list_models, register_model
+from dtf.models.heads import per_head
 from dtf.models.registry import architecture
 from dtf.models.resnet import RESNET
 from dtf.models.stems import Tubelets
@@ -50,6 +51,11 @@ PARAMETERS = {
     "dtf_swin_small": 58_175_242,
     "dtf_swin_tiny": 33_725_050,
     "dtf_tiny": 1_309_024,
+    "sifa_resnet101": 63_554_272,
+    "sifa_resnet50": 43_040_928,
+    "sifa_swin_base": 94_509_128,
+    "sifa_swin_large": 212_136_868,
+    "sifa_swin_small": 53_288_602,
     "sifa_tiny": 746_720,
     "tada2d_resnet101": 49_279_200,
     "tada2d_resnet50": 27_485_472,
@@ -133,7 +139,7 @@ def test_forward_and_backward_reach_every_parameter(name):
     model = awaken(small(name, **drop_path(name, 0.0))).train()
     video = torch.randn(2, 3, 8, 32, 32)
     logits = model(video)
-    assert logits.shape == (2, 5)
+    assert {head.shape for head in per_head(logits)} == {(2, 5)}
     logits.square().sum().backward()
     silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
     assert silent == []
@@ -183,7 +189,11 @@ def test_only_filters_see_the_order_of_the_steps(size):
 
 
 @pytest.mark.parametrize(
-    "name", ["dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "tada_tiny"]
+    "name",
+    [
+        *("dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"),
+        *("sifa_tiny", "sifa_resnet50", "sifa_swin_small"),
+    ],
 )
 def test_a_video_alone_equals_the_video_in_a_batch_in_every_layout(name):
     model = awaken(small(name).double())
@@ -204,7 +214,8 @@ def test_any_clip_length_and_stride(name, frames, stride):
 
 
 @pytest.mark.parametrize(
-    "name", ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50", "sifa_tiny", "tada2d_resnet50"]
+    "name",
+    ["dtf_tiny", "dtf_resnet50", "ddf_tiny", "ddf_add_resnet50", "sifa_resnet50", "tada2d_resnet50"],
 )
 def test_resnets_take_any_frame_size(name):
     model = small(name).eval()
@@ -253,7 +264,10 @@ def test_a_step_of_training_lowers_the_loss():
     assert losses[-1] < 0.3 * losses[0]
 
 
-@pytest.mark.parametrize("name", ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "tada_tiny"])
+@pytest.mark.parametrize(
+    "name",
+    ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "sifa_resnet50", "sifa_swin_small", "tada_tiny"],
+)
 def test_networks_run_under_autocast(name):
     model = awaken(small(name)).train()
     video = torch.randn(2, 3, 8, 32, 32)

@@ -15,7 +15,7 @@ from dtf.layers import layer_maps, temporal_layers
 from dtf.layers.tada import TADA, PooledNorm, RoutedConv2d, TAdaOptions
 from dtf.layers.temporal import Temporal
 from dtf.models import VideoNetwork, convert_original_state_dict, create_model
-from dtf.models.resnet import TemporalBottleneck, _Carried
+from dtf.models.resnet import Carried, TemporalBottleneck
 from dtf.models.weights.convert import CONVERSIONS
 
 GOLDEN = golden_files.GOLDEN / "tada"
@@ -83,7 +83,7 @@ def test_golden_blocks(path: Path) -> None:
     stride = 2 if meta["downsampling"] else 1
     shortcut = downsample_conv(inputs, outputs, 1, stride) if "param_short_cut.weight" in values else None
     temporal = Temporal(TADA, TAdaOptions(routing_ratio=meta["route_func_r"]))
-    carried = _Carried(temporal, steps, iter([(meta["stage"], meta["block"])]), 1)
+    carried = Carried(temporal, steps, iter([(meta["stage"], meta["block"])]), 1)
     block = TemporalBottleneck(inputs, outputs // 4, stride, shortcut, carried=carried).double()
     block.train(meta["training"])
     ours = {

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -23,6 +24,7 @@ from dtf.files import replacing
 from dtf.lit.mixing import Mixing
 from dtf.lit.scores import VideoResult, VideoScores
 from dtf.lit.tasks.task import Shown, Step, Table, Task
+from dtf.models.heads import joined_heads, per_head
 from dtf.runs.description import ACTIVATIONS
 from dtf.runs.measure import Measure
 from dtf.text import cell
@@ -76,11 +78,13 @@ class Classification(Task):
         return self.class_names
 
     def loss(self, network: nn.Module, batch: Batch) -> Step:
-        """Cross-entropy of the batch, which is mixed first."""
+        """Cross-entropy of the batch, which is mixed first; of several heads the sum."""
         video, target, label = self.mixing(batch["video"], batch["label"])
-        logits = network(video)
-        loss = F.cross_entropy(logits.float(), target, label_smoothing=self.label_smoothing)
-        found = logits.detach()
+        outputs = network(video)
+        heads = per_head(outputs.float())
+        losses = [F.cross_entropy(head, target, label_smoothing=self.label_smoothing) for head in heads]
+        loss = torch.stack(losses).sum()
+        found = joined_heads(outputs.detach())
         best = found.topk(min(5, found.shape[1]), dim=1).indices == label[:, None]
         sums = {"top1": (found.argmax(dim=1) == label).sum(), "top5": best.any(dim=1).sum()}
         return Step(loss, len(label), sums)

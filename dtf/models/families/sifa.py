@@ -1,17 +1,39 @@
-"""SIFA-Net in pocket size: a ResNet of bottlenecks whose pixels attend to the next frame.
+"""SIFA-Net (ResNet) and SIFA-Transformer (Swin): backbones whose pixels attend to the next frame.
 
 Source: Long et al., "Stand-Alone Inter-Frame Attention in Video Models", CVPR 2022 (arXiv 2206.06931).
-Difference from the released networks: every block of the last three stages attends, not every other one.
+Differences from the released code: those of :mod:`dtf.layers.sifa`; parameters that it declares and never
+uses (in each Swin block either the norm or the convolution over time) do not exist. `sifa_tiny` is our own:
+every bottleneck of its last three stages attends, and it has one branch.
 """
 
 import dataclasses
 import functools
 
 from dtf.layers.sifa import SIFA
+from dtf.models.dual_resnet import DUAL_RESNET
 from dtf.models.registry import register_model
-from dtf.models.resnet import RESNET, TINY, build_resnet
+from dtf.models.resnet import RESNET, RESNETS, TINY, build_resnet
+from dtf.models.swin import SWIN, SWINS
+from dtf.models.weights.convert import sifa as _conversion  # noqa: F401 (registers it)
 
 # Every block starts as the identity, as in the released networks.
 _RESNET = dataclasses.replace(RESNET, build=functools.partial(build_resnet, zero_init_last=True))
 
 register_model("sifa_tiny", _RESNET, SIFA, fixed={"block": "bottleneck"}, pocket=True, every=1, **TINY)
+for depth in ("50", "101"):
+    fixed, own, weights = RESNETS[depth]
+    register_model(
+        f"sifa_resnet{depth}", DUAL_RESNET, SIFA, fixed=fixed, published=weights, **own, global_context=True
+    )
+for size in ("small", "base", "large"):
+    own, weights = SWINS[size]
+    register_model(
+        f"sifa_swin_{size}",
+        SWIN,
+        SIFA,
+        fixed={"every": 1, "global_context": False},
+        published=weights,
+        **own,
+        deform=False,
+        first_stage=0,
+    )

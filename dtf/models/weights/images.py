@@ -92,19 +92,19 @@ def inflate(state: Mapping[str, Tensor], model: VideoNetwork, source: str) -> di
         source: Where ``state`` comes from, for messages.
 
     Returns:
-        New state for ``model.backbone``, without its classifier and what is new in its temporal layers.
+        New state for ``model.backbone``, without its classifiers and what is new in its temporal layers.
 
     Raises:
         ValueError: A weight is missing, left over or of another shape; all of them are named.
     """
-    backbone, classifier = model.backbone, f"{model.classifier}."
+    backbone, heads = model.backbone, tuple(f"{name}." for name in model.classifiers)
     fresh = set(fresh_in(backbone))
     wanted = {
         key: value
         for key, value in backbone.state_dict().items()
-        if not key.startswith(classifier) and key not in fresh
+        if not key.startswith(heads) and key not in fresh
     }
-    result = {k: v for k, v in model.image_state(state).items() if not k.startswith(classifier)}
+    result = {k: v for k, v in model.image_state(state).items() if not k.startswith(heads)}
     kernel = result.get(model.stem_weight)
     if kernel is not None and kernel.dim() == 4 and kernel.shape[1] == 3:
         result[model.stem_weight] = model.stem.inflate(kernel)
