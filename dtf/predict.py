@@ -31,20 +31,17 @@ from __future__ import annotations
 import csv
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dtf.runs.options import FileNames, number, parse_options, run_command, seconds, yes_or_no
-from dtf.text import cell, markup, printable
+from dtf.text import cell, printable
 
 if TYPE_CHECKING:
-    import numpy as np
     from rich.progress import Progress
 
     from dtf.apply.predictor import Prediction, Predictor
-    from dtf.apply.sliding import Window
 
 
 OPTIONS = {
@@ -126,6 +123,7 @@ def _run(request: Request) -> int:
     from dtf.data.decode import VideoError
     from dtf.data.lists import find_videos
     from dtf.files import write_json
+    from dtf.view.predictions import open_csv, progress_bars, record_of, show, write_files
 
     predictor = Predictor(
         request.checkpoint, request.views, request.device, request.trust, request.max_read_seconds
@@ -142,26 +140,35 @@ def _run(request: Request) -> int:
     records: list[dict[str, Any]] = []
     names = FileNames()
     try:
-        with _progress(console) as progress, _open_csv(folder / "predictions.csv") as file:
+        with progress_bars(console) as progress, open_csv(folder / "predictions.csv") as file:
             rows = csv.writer(file)
             top = min(request.top, len(predictor.class_names))
             rows.writerow(
                 ["video", "error", *(f"{k}_{i}" for i in range(1, top + 1) for k in ("class", "score"))]
             )
             for prediction in _predictions(predictor, videos, request, progress):
-                record = _record(prediction)
+                record = record_of(prediction)
                 if prediction.error:
                     print(f"error: {record['error']}", file=sys.stderr)
                 else:
                     try:
-                        _write_files(
-                            folder, prediction, record, predictor.class_names, request, names, progress
+                        write_files(
+                            folder,
+                            names.stem(prediction.video),
+                            prediction,
+                            record,
+                            predictor.class_names,
+                            progress,
+                            top=request.top,
+                            picture=request.picture,
+                            video=request.video,
+                            max_read_seconds=request.max_read_seconds,
                         )
                     except VideoError as error:
                         # The video was classified; only its copy is missing.
                         record["error"] = str(error)
                         print(f"error: {printable(str(error))}", file=sys.stderr)
-                    _show(console, folder, predictor, prediction, record)
+                    show(console, folder, predictor, prediction, record)
                 records.append(record)
                 best = [x for p in record["predictions"] for x in (cell(p["class"]), f"{p['score']:.6f}")]
                 rows.writerow([cell(record["video"]), cell(record["error"] or ""), *best])
@@ -199,144 +206,6 @@ def _predictions(
         yield prediction
         progress.remove_task(windows)
         progress.advance(task)
-
-
-def _record(prediction: Prediction) -> dict[str, Any]:
-    """The entry of predictions.json."""
-    return {
-        "video": printable(prediction.video),
-        "error": printable(prediction.error) or None,
-        "predictions": [
-            {"class": name, "score": score}
-            for name, score in zip(prediction.classes, prediction.scores, strict=True)
-        ],
-    }
-
-
-def _write_files(
-    folder: Path,
-    prediction: Prediction,
-    about: dict[str, Any],
-    class_names: Sequence[str],
-    request: Request,
-    names: FileNames,
-    progress: Progress,
-) -> None:
-    """Picture, timeline and annotated video; `about`, the entry of predictions.json, gets each that is there.
-
-    Raises:
-        VideoError: the annotated video cannot be written.
-    """
-    from dtf.view.annotate import draw_prediction, draw_timeline, write_annotated
-
-    stem = names.stem(prediction.video)
-    overall = list(zip(prediction.classes, prediction.scores, strict=True))
-    windows, scores = prediction.windows, prediction.window_scores
-    assert prediction.frames is not None
-    if scores is not None:
-        best = [_best(row, class_names, request.top) for row in scores]
-        about["timeline"] = f"{stem}.timeline.csv"
-        about["windows"] = _write_timeline(folder / about["timeline"], windows, best)
-    if request.picture:
-        about["picture"] = f"{stem}.png"
-        path = folder / about["picture"]
-        if scores is None:
-            draw_prediction(path, prediction.video, prediction.frames, overall)
-        else:
-            draw_timeline(
-                path, prediction.video, windows, scores, class_names, prediction.frames, request.top
-            )
-    if request.video:
-        from dtf.data.isolated import IsolatedReader
-
-        centres = [window.centre for window in windows]
-
-        def caption_at(seconds: float) -> list[tuple[str, float]]:
-            return best[_nearest(centres, seconds)] if centres else overall
-
-        reader = IsolatedReader(prediction.video, request.max_read_seconds)
-        task = progress.add_task("annotated video", total=reader.num_frames)
-        copy = f"{stem}.annotated.mp4"
-        try:
-            write_annotated(folder / copy, reader, caption_at, lambda: progress.advance(task))
-        finally:
-            progress.remove_task(task)
-        about["annotated"] = copy
-
-
-def _write_timeline(
-    path: Path, windows: Sequence[Window], best: Sequence[list[tuple[str, float]]]
-) -> list[dict[str, Any]]:
-    """Write the best classes of every window as CSV; returns the same for predictions.json."""
-    with _open_csv(path) as file:
-        rows = csv.writer(file)
-        rows.writerow(["start", "end", "class", "score"])
-        for window, caption in zip(windows, best, strict=True):
-            for name, score in caption:
-                rows.writerow([f"{window.start:.3f}", f"{window.end:.3f}", cell(name), f"{score:.6f}"])
-    return [
-        {
-            "start": round(window.start, 3),
-            "end": round(window.end, 3),
-            "predictions": [{"class": name, "score": score} for name, score in caption],
-        }
-        for window, caption in zip(windows, best, strict=True)
-    ]
-
-
-def _open_csv(path: Path) -> Any:
-    return open(path, "w", encoding="utf-8", newline="")
-
-
-def _best(scores: np.ndarray, class_names: Sequence[str], top: int) -> list[tuple[str, float]]:
-    order = (-scores).argsort(kind="stable")[:top]
-    return [(class_names[i], float(scores[i])) for i in order.tolist()]
-
-
-def _nearest(sorted_values: list[float], value: float) -> int:
-    from bisect import bisect
-
-    place = bisect(sorted_values, value)
-    if place in (0, len(sorted_values)):
-        return min(place, len(sorted_values) - 1)
-    return place if sorted_values[place] - value < value - sorted_values[place - 1] else place - 1
-
-
-def _show(
-    console: Any, folder: Path, predictor: Predictor, prediction: Prediction, record: dict[str, Any]
-) -> None:
-    from rich.table import Table
-
-    from dtf.view.annotate import clock
-
-    console.print(f"[bold]{markup(record['video'])}[/bold]", soft_wrap=True)
-    table = Table(show_header=False)
-    for name, score in zip(prediction.classes, prediction.scores, strict=True):
-        bar = "█" * round(20 * score) if predictor.shares else ""
-        table.add_row(markup(name), f"{predictor.shown(score):>6}", bar)
-    console.print(table)
-    if prediction.windows:
-        end = clock(prediction.windows[-1].end)
-        console.print(f"mean of {len(prediction.windows)} windows from 0 to {end}")
-    for key in ("picture", "timeline", "annotated"):
-        if key in record:
-            console.print(f"{key}: {markup(folder / record[key])}", soft_wrap=True)
-
-
-@contextmanager
-def _progress(console: Any) -> Iterator[Progress]:
-    """Bars on a terminal, nothing elsewhere."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()]
-    with Progress(
-        *columns,
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-        redirect_stderr=sys.stderr.isatty(),
-    ) as progress:
-        yield progress
 
 
 if __name__ == "__main__":

@@ -514,10 +514,10 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     words = documented("sweeps.md", "dtf.sweep")
     assert words[:2] == ["-m", "dtf.sweep"]
     made_up(tmp_path, "a", [], 0.5)
-    sweep.main([str(tmp_path)])
+    assert sweep.main([str(tmp_path)]) == 0
     assert "1 finished" in capsys.readouterr().out
     assert (tmp_path / "summary.png").exists()
-    for wrong in ([], [f"{tmp_path}/nowhere"], [f"{tmp_path}/a"]):
+    for wrong in ([f"{tmp_path}/a", f"{tmp_path}"], [f"{tmp_path}/nowhere"], [f"{tmp_path}/a"]):
         with pytest.raises(SystemExit) as end:
             sweep.main(wrong)
         assert end.value.code == 1

@@ -13,13 +13,14 @@ import torch
 from matplotlib.font_manager import findfont
 from PIL import Image
 
-from dtf import sweep
 from dtf.apply.explain import Clip
 from dtf.apply.sliding import Window
 from dtf.layers.temporal import Maps
 from dtf.lit.tasks.classification import draw_confusion
+from dtf.runs.compared import Comparison, Run
+from dtf.runs.measure import measures
 from dtf.view import annotate as draw
-from dtf.view import explain, figures, pictures
+from dtf.view import compared, explain, figures, pictures
 
 # Signs that DejaVu Sans lacks: the first is in a font that matplotlib ships beside it, the second in none.
 RARE, NOWHERE = "\U0001d6a4\u20e8", "日"
@@ -91,8 +92,8 @@ def test_every_picture_uses_them(tmp_path: Path) -> None:
     explain.draw_layers(tmp_path / "c.png", NAME, clip, {NAME: maps})
     explain.draw_grad_cam(tmp_path / "d.png", NAME, clip, torch.ones(4, 2, 2), NAME)
     settings = {"optim.lr": "0.1", "model": NAME}
-    runs = [sweep.Run(tmp_path, "finished", "", {"top1": 0.5}, {}, settings=settings)]
-    sweep.draw(tmp_path / "e.png", runs, "val/top1", 1, NAME)
+    runs = [Run(tmp_path / NAME, "finished", "", {"top1": 0.5}, {}, settings=settings)]
+    compared.draw(tmp_path / "e.png", Comparison(tmp_path / NAME, runs, measures(None), "val/top1"))
     assert len(list(tmp_path.glob("*.png"))) == 6
 
 
