@@ -14,7 +14,6 @@ from dtf.layers import DDFPack, layer_maps, temporal_layers
 from dtf.models import VideoNetwork, convert_original_state_dict, create_model
 
 GOLDEN = golden_files.GOLDEN / "ddf"
-# The file of 224 x 224 pixels says the same and is left out.
 FILES = sorted(GOLDEN.glob("model_*.npz"))
 SMALL = {"layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16], "num_classes": 3}
 
@@ -65,7 +64,7 @@ def test_golden_networks(path: Path) -> None:
 
 
 def test_the_golden_networks_are_there():
-    assert len(FILES) == 3
+    assert len(FILES) == 4
 
 
 @pytest.mark.parametrize(("depth", "count"), [(50, 16_843_748), (101, 28_146_912), (152, 37_462_900)])

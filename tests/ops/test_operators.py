@@ -174,7 +174,7 @@ def test_golden_decoupled_dynamic_filter(path, place, dtype):
 
 
 def test_all_golden_filters_are_there():
-    assert len(_FILTERS) == 22
+    assert len(_FILTERS) == 24
 
 
 @pytest.mark.parametrize("place", PLACES)
