@@ -13,7 +13,7 @@ train: .venv/installed
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
-# While working, about a minute: all but what trains, starts processes or compiles.
+# While working, about a minute: all but what trains, starts processes or compiles, and of many cases a few.
 test-quick: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu"
 

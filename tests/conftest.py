@@ -20,7 +20,8 @@ PROCESSES = {"run_subprocess", "run_forked", "subprocess"}
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark as slow what trains or starts processes; `make test-quick` leaves it out.
 
-    What is slow for another reason says so in its file: `pytestmark = pytest.mark.slow`.
+    What is slow for another reason says so in its file: with `pytest.mark.slow`, or with `quick` (quick.py)
+    where a few of many cases are enough while working.
     """
     for item in items:
         assert isinstance(item, pytest.Function)

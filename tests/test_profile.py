@@ -8,6 +8,7 @@ import warnings
 import pytest
 import torch
 from engine import REPOSITORY, assert_one_line_error, documented
+from quick import quick
 from torch import nn
 
 from dtf.models import DTFBlock
@@ -80,19 +81,22 @@ def test_another_counter_agrees(name):
 
 @pytest.mark.parametrize(
     ("name", "arguments", "parameters", "gflops"),
-    [
-        # mmaction2's model zoo: C2D 8x8; 8 and 25 frames of an image backbone.
-        ("c2d_resnet50", {"clip_length": 8, "temporal_stride": 1}, 24.3, 33),
-        ("c2d_resnet101", {"clip_length": 8, "temporal_stride": 1}, 43.3, 63),
-        ("c2d_swin_base", {"clip_length": 25, "temporal_stride": 1}, 87.2, 386.7),
-        # The released code of the paper, live parameters.
+    quick(
+        [
+            # mmaction2's model zoo: C2D 8x8; 8 and 25 frames of an image backbone.
+            ("c2d_resnet50", {"clip_length": 8, "temporal_stride": 1}, 24.3, 33),
+            ("c2d_resnet101", {"clip_length": 8, "temporal_stride": 1}, 43.3, 63),
+            ("c2d_swin_base", {"clip_length": 25, "temporal_stride": 1}, 87.2, 386.7),
+            # The released code of the paper, live parameters.
+            ("dtf_resnet50", {}, 28.8, None),
+            ("dtf_resnet50", {"clip_length": 32}, 33.3, None),
+            ("dtf_resnet50", {"clip_length": 64}, 50.1, None),
+            ("dtf_resnet101", {"clip_length": 64}, 92.1, None),
+            ("dtf_swin_base", {}, 103.2, None),
+            ("dtf_swin_base", {"clip_length": 64}, 179.2, None),
+        ],
         ("dtf_resnet50", {}, 28.8, None),
-        ("dtf_resnet50", {"clip_length": 32}, 33.3, None),
-        ("dtf_resnet50", {"clip_length": 64}, 50.1, None),
-        ("dtf_resnet101", {"clip_length": 64}, 92.1, None),
-        ("dtf_swin_base", {}, 103.2, None),
-        ("dtf_swin_base", {"clip_length": 64}, 179.2, None),
-    ],
+    ),
 )
 def test_published_figures(name, arguments, parameters, gflops):
     cost = measure_cost(*build(name, **arguments))

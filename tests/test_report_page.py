@@ -178,6 +178,7 @@ def test_nothing_in_the_files_becomes_markup(tmp_path: Path) -> None:
     assert [p[:2] for p in page.pictures].count(b"\xff\xd8") == 1
 
 
+@pytest.mark.slow
 def test_hundreds_of_classes(tmp_path: Path) -> None:
     generator = np.random.default_rng(0)
     names = [

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from av.stream import Disposition
+from quick import quick
 from video_files import numbers_of, painted, write_audio_only, write_silence, write_video
 
 from dtf.data import bounds
@@ -197,7 +198,11 @@ RIGHT: dict[str, Callable[[Path], list[int]]] = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+KEPT = ("without_duration.webm", "one_frame.mp4", "variable_rate.mp4", "late_start.mkv", "edit_list.mp4")
+KEPT += ("cut_in_a_gop.ts", "size_change.h264", "cover_picture_first.mp4")  # by test-quick
+
+
+@pytest.mark.parametrize("name", quick(RIGHT, *KEPT))
 def test_odd_videos_give_right_clips(name, tmp_path):
     """Evaluation and training give exactly the frames that their sampler asked for."""
     path = tmp_path / name

@@ -98,6 +98,7 @@ def test_normalised_after_the_transfer(tree):
     assert torch.equal(data.on_after_batch_transfer(out, 0)["video"], again)
 
 
+@pytest.mark.slow
 def test_real_videos_as_a_folder(real_videos, tmp_path):
     """Films that no one here made, as data=folder, with workers, all schemes and views."""
     for split in ("train", "val", "test"):
@@ -346,6 +347,7 @@ def fit(tree, folder, *, max_steps: int, resume: Path | None = None, **settings)
     return module
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "settings",

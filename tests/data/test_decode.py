@@ -47,6 +47,7 @@ def test_frames_are_exact(name, cap, video_case, monkeypatch):
         assert reader.errors == reader.filled == 0
 
 
+@pytest.mark.slow
 def test_real_videos_are_exact(real_videos):
     rng = np.random.default_rng(0)
     for path in real_videos:

@@ -203,6 +203,7 @@ def test_filters_are_normalised_in_float32_under_autocast():
     assert ((y - exact).abs().max() / exact.abs().max()) < 0.05
 
 
+@pytest.mark.slow
 def test_compiles_whole():
     layer, x = pack(10, stride=2, clip_filter=True).float(), image(1, 10, 2, 5, 4).float()
     torch.compiler.reset()

@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.strategies import DDPStrategy
+from quick import quick
 
 from dtf.data.clip_view import CLIP_KEYS
 from dtf.lit import build
@@ -89,6 +90,7 @@ def test_model(option: str) -> None:
         assert network.eval()(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)
 
 
+@pytest.mark.slow
 def test_every_registered_network_has_a_config() -> None:
     name_networks(CONF, [f"model={name}" for name in list_models()])
     for name in list_models():
@@ -96,6 +98,7 @@ def test_every_registered_network_has_a_config() -> None:
 
 
 def test_what_the_name_says_is_no_argument_besides() -> None:
+    name_networks(CONF, ["model=ddf_add_resnet50"])
     cfg = settings("model=ddf_add_resnet50", "model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]")
     assert (cfg.model.combine, cfg.model.depth) == ("add", 50)
     network = build.build_network(cfg.model, 3, 1)
@@ -103,6 +106,7 @@ def test_what_the_name_says_is_no_argument_besides() -> None:
     assert "combine" not in network.arguments
 
 
+@pytest.mark.slow
 def test_every_argument_of_a_network_can_be_set() -> None:
     from dtf.models.registry import architecture
 
@@ -275,7 +279,7 @@ def test_another_metric_may_choose_the_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("option", options("debug"))
-@pytest.mark.parametrize("data", options("data"))
+@pytest.mark.parametrize("data", quick(options("data"), "motion"))
 def test_debug(option: str, data: str, folder: Path) -> None:
     cfg = settings(f"debug={option}", f"data={data}", "data.root=/no/where")
     build.instantiate(cfg.data)
@@ -289,6 +293,7 @@ def test_top_level(name: str, known: tuple[str, ...]) -> None:
     assert set(settings(name=name)) == set(known)
 
 
+@pytest.mark.slow
 def test_nothing_is_typed_twice() -> None:
     """Classes and clip length belong to the data set alone."""
     for option in options("model"):

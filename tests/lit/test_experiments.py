@@ -14,6 +14,7 @@ import pytest
 import torch
 from engine import REPOSITORY, documented
 from omegaconf import DictConfig, OmegaConf
+from quick import quick
 from test_conf import CONF, options, settings
 
 from dtf.data.augment import RandAugment, RandomErasing
@@ -29,6 +30,8 @@ EXPERIMENTS = options("experiment")
 NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48, "imagenet": 1000}
 
 VIDEO_EXPERIMENTS = [option for option in EXPERIMENTS if not option.startswith("imagenet")]
+
+KEPT = ["k400_dtf_resnet50_16f", "ssv2_dtf_swin_base_16f", "imagenet_ddf_mul_resnet50"]  # by test-quick
 
 
 @functools.cache
@@ -46,7 +49,7 @@ def network_of(option: str) -> VideoNetwork:
         return build.build_network(model, NUM_CLASSES[cfg.data.name], cfg.data.clip_length)
 
 
-@pytest.mark.parametrize("option", EXPERIMENTS)
+@pytest.mark.parametrize("option", quick(EXPERIMENTS, *KEPT))
 def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(RUN_FOLDER, str(tmp_path))
     monkeypatch.setenv("LOCAL_RANK", "1")
@@ -72,7 +75,7 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
     assert cfg.trainer.max_epochs % cfg.trainer.check_val_every_n_epoch == 0
 
 
-@pytest.mark.parametrize("option", VIDEO_EXPERIMENTS)
+@pytest.mark.parametrize("option", quick(VIDEO_EXPERIMENTS, *KEPT[:2]))
 def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> None:
     """`experiment=NAME model=c2d_resnet` is the same training without temporal layers."""
     original = plain(recipe(option))
@@ -89,7 +92,7 @@ def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> Non
     assert original == twin
 
 
-@pytest.mark.parametrize("option", [o for o in EXPERIMENTS if "swin" in o])
+@pytest.mark.parametrize("option", quick([o for o in EXPERIMENTS if "swin" in o], KEPT[1]))
 def test_what_is_new_in_a_swin_learns_at_the_full_rate(option: str) -> None:
     cfg = recipe(option)
     network, config = network_of(option), OptimConfig.from_mapping(plain(cfg.optim))

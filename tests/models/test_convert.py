@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick import quick
 from torch import Tensor
 
 from dtf.models import DTFBlock, VideoNetwork, convert_original_state_dict, create_model
@@ -82,7 +83,7 @@ def test_every_golden_network_is_here():
     ]
 
 
-@pytest.mark.parametrize("file", NETWORKS)
+@pytest.mark.parametrize("file", quick(NETWORKS, "c2d_resnet50", "dtf_resnet50_16f"))
 def test_golden_logits(file):
     stored, original, model = load(file)
     model.double().eval()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from quick import quick
 from torch import nn
 
 from dtf.models import create_model, list_models, load_weights, save_weights
@@ -90,7 +91,7 @@ def test_published_sizes(name):
     assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(PARAMETERS[name], abs=0.005)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", quick(PUBLISHED, "ptv_r2plus1d_r50", "ptv_x3d_s"))
 @torch.no_grad()
 def test_the_function_is_that_of_the_original_at_its_own_clip(name):
     reference = original(name)
@@ -210,6 +211,7 @@ def test_gradient_checkpointing(name):
     torch.testing.assert_close(results[2], results[0], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ptv_slowfast_r50", "ptv_mvit_b"])
 @torch.no_grad()
 def test_torch_export(name):

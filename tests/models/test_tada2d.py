@@ -8,6 +8,7 @@ import golden_files
 import pytest
 import torch
 from golden_files import original_state, stored
+from quick import quick
 from timm.models.resnet import downsample_conv
 from torch import Tensor, nn
 
@@ -35,7 +36,7 @@ TAPS = {"backbone.conv1": "act1"} | {f"backbone.conv{n}": f"layer{n - 1}" for n 
 TAPS["backbone.conv2.res_1.conv_branch.b_rf"] = "layer1.0.conv2.rf.b"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", quick(FILES, "tada2d_resnet50"))
 def test_golden_networks(name: str) -> None:
     path = GOLDEN / f"{FILES[name]}.npz"
     values, meta = stored(path)

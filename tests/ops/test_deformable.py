@@ -119,6 +119,7 @@ def test_a_tiny_negative_offset_is_not_lost_beside_a_large_coordinate():
     assert 0.9e-6 < 1 - out[0, 0, 0, 0, 2999].double() < 1.1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradcheck_with_weight_and_groups(backend):
     leaves = [draw(1, 4, 2, 3, 3), draw(1, 18, 2, 3, 3, seed=1), draw(4, 2, 3, 3, seed=2)]

@@ -196,7 +196,10 @@ def test_golden_filters_of_the_position_and_of_the_channel_alone(place):
         assert_close([ours], [stored[f"dynamic_depthwise_{combine}"]], 1e-9)
 
 
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    "place",
+    [pytest.param(("cpu", "reference"), id="cpu-reference", marks=pytest.mark.slow), *PLACES[1:]],
+)
 @pytest.mark.parametrize("op", OPS)
 def test_gradcheck(op, place):
     device, backend = place

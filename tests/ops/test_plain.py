@@ -43,6 +43,7 @@ class AllOfThem(torch.nn.Module):
         return results
 
 
+@pytest.mark.slow
 def test_an_exported_graph_needs_this_package_no_more():
     tensors = tuple(value for op in SAMPLES for value in op.tensors((2, 4, 3, 5, 6), 3, torch.float32))
     program = torch.export.export(AllOfThem(), tensors)

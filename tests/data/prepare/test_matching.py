@@ -37,6 +37,7 @@ def test_of_two_files_the_replacement_then_the_right_folder_is_taken(tmp_path):
     assert report["in_folder_of_another_class"]["examples"] == [f"train/a/{C}_0_10.mp4"]
 
 
+@pytest.mark.slow
 def test_links_are_followed_once(tmp_path):
     store = kinetics(tmp_path / "store", [], {f"a/{A}_000000_000010.mp4": 1})
     root = kinetics(tmp_path / "k", [("a", A)], {})
@@ -46,6 +47,7 @@ def test_links_are_followed_once(tmp_path):
     assert first_numbers(root) == {f"train/a/{A}_000000_000010.mp4": 1}
 
 
+@pytest.mark.slow
 def test_lists_of_the_field_serve_as_annotations(tmp_path):
     root = kinetics(tmp_path / "k", [], {f"train/a/{A}_000000_000010.mp4": 1})
     (root / "kinetics400_train_list.txt").write_text(f"/data/elsewhere/{A}_000000_000010.mp4 1\n")

@@ -37,6 +37,7 @@ def test_errors_are_short_and_say_what_to_do(tmp_path, capsys):
     assert caught.value.code == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_any_usable_video_fails_but_reports(tmp_path, capsys):
     root = kinetics(tmp_path / "k", [("a", A)], {})
     (root / f"{A}_000000_000010.mp4").write_bytes(b"")
@@ -46,6 +47,7 @@ def test_a_run_without_any_usable_video_fails_but_reports(tmp_path, capsys):
     assert not (root / "lists" / "train.txt").exists()
 
 
+@pytest.mark.slow
 def test_bad_rows_can_be_skipped_and_are_reported(tmp_path):
     root = kinetics(tmp_path / "k", [("a", A), ("a", "short"), ("a", A)], {f"{A}_000000_000010.mp4": 1})
     assert main(["k400", str(root), "--workers", "1"]) == 1
