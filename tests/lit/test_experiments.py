@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from engine import REPOSITORY, documented
+from golden_files import GOLDEN, stored
 from omegaconf import DictConfig, OmegaConf
 from quick import quick
 from test_conf import CONF, options, settings
@@ -20,8 +21,10 @@ from test_conf import CONF, options, settings
 from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.transforms import TrainTransform
+from dtf.layers import temporal_layers
+from dtf.layers.temporal import FAMILIES
 from dtf.lit import build
-from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups
+from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups, warmup_cosine
 from dtf.models import VideoNetwork
 from dtf.runs.composing import plain
 from dtf.runs.process import RUN_FOLDER
@@ -82,10 +85,13 @@ def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> Non
     control = "c2d_swin" if "swin" in option else "c2d_resnet"
     twin = plain(settings(f"experiment={option}", f"model={control}", "data.root=/no/where"))
     model, other = original.pop("model"), twin.pop("model")
-    for key in ("kernel_size", "filter_groups", "backend"):
-        model.pop(key)
-    assert other.pop("name") == model.pop("name").replace("dtf", "c2d")
-    assert model == other
+    family, _, size = model.pop("name").partition("_")
+    assert other.pop("name") == f"c2d_{size}"
+    # The network's size, stem and regularisation; the rest is what its layers take.
+    assert {"layers", "depths"} & other.keys()
+    assert model | other == model
+    own = {field.name for field in dataclasses.fields(FAMILIES[family].options)}
+    assert model.keys() - other.keys() <= own | {"dual", "deep_stem"}
     # Their folders are named by the clock.
     assert original.pop("output")
     assert twin.pop("output")
@@ -99,8 +105,9 @@ def test_what_is_new_in_a_swin_learns_at_the_full_rate(option: str) -> None:
     rates = {
         name: group["lr"] for group in parameter_groups(network, config) for name in group["param_names"]
     }
-    new = {name for name in rates if ".dtf." in name or name.startswith("backbone.head.")}
-    assert any(".dtf." in name for name in new) is ("_dtf_" in option)
+    layers = tuple(f"{name}." for name in temporal_layers(network))
+    assert any(name.startswith(layers) for name in rates)
+    new = {name for name in rates if name.startswith((*layers, "backbone.head."))}
     for name, rate in rates.items():
         assert math.isclose(rate, config.lr * (1 if name in new else 0.1)), name
 
@@ -123,8 +130,9 @@ SIFA_COLORS = {
 
 
 @pytest.mark.parametrize(("depth", "frames"), [(50, 16), (50, 32), (101, 16)])
-def test_kinetics_resnet_is_sifas(depth: int, frames: int) -> None:
-    cfg = recipe(f"k400_dtf_resnet{depth}_{frames}f")
+@pytest.mark.parametrize("family", ["dtf", "sifa"])
+def test_kinetics_resnet_is_sifas(family: str, depth: int, frames: int) -> None:
+    cfg = recipe(f"k400_{family}_resnet{depth}_{frames}f")
     published = {"lr": 0.04, "decay": 1e-4, "clip": 40.0, "last_lr": 1e-6}
     summed = cfg.trainer.accumulate_grad_batches
     assert summed == 4
@@ -141,6 +149,30 @@ def test_kinetics_resnet_is_sifas(depth: int, frames: int) -> None:
     assert (data.short_side_px, data.augment.flip, cfg.model.dropout) == (256, 0.5, 0.5)
     assert SIFA_COLORS.items() <= plain(data.augment).items()
     assert cfg.label_smoothing == 0
+
+
+def test_learning_rates_are_sifas() -> None:
+    """Those of its scheduler, but for the second micro-batch at the highest one."""
+    values, meta = stored(GOLDEN / "sifa" / "lr_schedule.npz")
+    optim = recipe("k400_sifa_resnet50_16f").optim
+    steps, warmup = (meta["iters_per_epoch"] * meta[key] for key in ("epochs", "warmup_epochs"))
+    share = warmup_cosine(steps, warmup, optim.warmup_start, optim.min_lr)
+    ours = [meta["base_lr"] * share(step) for step in range(steps)]
+    theirs = values["lr"].tolist()
+    assert theirs[warmup + 1] == pytest.approx(theirs[warmup], abs=0) == 0.04
+    assert ours[:-1] == pytest.approx(theirs[: warmup + 1] + theirs[warmup + 2 :], rel=1e-9)
+
+
+@pytest.mark.parametrize("option", [o for o in EXPERIMENTS if "_sifa_resnet" in o])
+def test_sifas_resnets_are_the_released_networks(option: str) -> None:
+    model = network_of(option)
+    assert {key: model.arguments[key] for key in ("dual", "deep_stem", "every", "global_context")} == {
+        "dual": True,
+        "deep_stem": False,
+        "every": 2,
+        "global_context": True,
+    }
+    assert (model.arguments["kernel_size"], model.arguments["offset_init"]) == (3, "kaiming")
 
 
 def test_averaged_gradients_make_the_steps_of_summed_ones() -> None:
@@ -164,8 +196,9 @@ def test_averaged_gradients_make_the_steps_of_summed_ones() -> None:
     assert not torch.allclose(run(gradients.mean(1), cfg.optim.lr, 1e-4, 40.0), published, rtol=1e-3)
 
 
-def test_something_something_resnet_is_sifas() -> None:
-    cfg = recipe("ssv2_dtf_resnet50_16f")
+@pytest.mark.parametrize("family", ["dtf", "sifa"])
+def test_something_something_resnet_is_sifas(family: str) -> None:
+    cfg = recipe(f"ssv2_{family}_resnet50_16f")
     assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.trainer.gradient_clip_val) == (0.02, 1e-4, 40.0)
     assert (cfg.optim.warmup_epochs, cfg.trainer.max_epochs) == (5.0, 64)
     assert cfg.data.sampling.train.scheme == "segment"
@@ -173,18 +206,19 @@ def test_something_something_resnet_is_sifas() -> None:
 
 
 @pytest.mark.parametrize(("size", "lr", "decay"), [("base", 3e-4, 0.05), ("small", 1e-3, 0.02)])
-def test_kinetics_swin_is_video_swins(size: str, lr: float, decay: float) -> None:
-    cfg = recipe(f"k400_dtf_swin_{size}_16f")
+@pytest.mark.parametrize("family", ["dtf", "sifa"])
+def test_kinetics_swin_is_video_swins(family: str, size: str, lr: float, decay: float) -> None:
+    cfg = recipe(f"k400_{family}_swin_{size}_16f")
     assert (cfg.optim.name, cfg.optim.lr, cfg.optim.weight_decay) == ("adamw", lr, decay)
     assert (cfg.optim.warmup_epochs, cfg.trainer.max_epochs, cfg.data.test_views) == (2.5, 30, "4x3")
     assert (cfg.data.augment.flip, cfg.data.augment.rand_augment, cfg.data.augment.erase) == (0.5, None, None)
-    drop_path_rate = network_of(f"k400_dtf_swin_{size}_16f").arguments["drop_path_rate"]
+    drop_path_rate = network_of(f"k400_{family}_swin_{size}_16f").arguments["drop_path_rate"]
     assert drop_path_rate == {"base": 0.5, "small": 0.3}[size]
 
 
-@pytest.mark.parametrize("frames", [16, 32])
-def test_something_something_swin_is_video_swins(frames: int) -> None:
-    cfg = recipe(f"ssv2_dtf_swin_base_{frames}f")
+@pytest.mark.parametrize("network", ["dtf_swin_base_16f", "dtf_swin_base_32f", "sifa_swin_base_16f"])
+def test_something_something_swin_is_video_swins(network: str) -> None:
+    cfg = recipe(f"ssv2_{network}")
     assert (cfg.optim.lr, cfg.optim.weight_decay, cfg.optim.warmup_epochs) == (3e-4, 0.05, 2.5)
     assert (cfg.trainer.max_epochs, cfg.label_smoothing, cfg.model.drop_path_rate) == (60, 0.1, 0.4)
     data = build.instantiate(cfg.data)
