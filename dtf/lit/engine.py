@@ -18,7 +18,7 @@ from torchmetrics import Metric
 
 from dtf.data.dataset import Batch
 from dtf.lit.nonfinite import NonFiniteLoss
-from dtf.lit.optim import OptimConfig, build_optimizer, warmup_cosine
+from dtf.lit.optim import OptimConfig, build_optimizer, learning_rate
 from dtf.lit.tasks.task import Result, Task
 
 LOSS = "train/loss_epoch"
@@ -171,8 +171,15 @@ class Engine(pl.LightningModule):
         optimizer = build_optimizer(self.network, self.optim)
         num_steps, steps_per_epoch = self._num_steps()
         cooldown_steps = round(self.optim.cooldown_epochs * steps_per_epoch)
-        schedule = warmup_cosine(
-            max(1, num_steps - cooldown_steps),
+        if cooldown_steps >= num_steps:
+            raise ValueError(
+                f"optim.cooldown_epochs={self.optim.cooldown_epochs:g} leaves nothing of a run of "
+                f"{num_steps / steps_per_epoch:g} epochs for the schedule: lower it, or raise "
+                "trainer.max_epochs"
+            )
+        schedule = learning_rate(
+            self.optim.schedule,
+            num_steps - cooldown_steps,
             round(self.optim.warmup_epochs * steps_per_epoch),
             self.optim.warmup_start,
             self.optim.min_lr,
@@ -197,7 +204,7 @@ class Engine(pl.LightningModule):
         if trainer.max_steps != -1:
             ends.append(trainer.max_steps)
         if not ends:
-            raise ValueError("a cosine needs an end: give trainer.max_epochs or trainer.max_steps")
+            raise ValueError("a schedule needs an end: give trainer.max_epochs or trainer.max_steps")
         return max(1, min(ends)), steps_per_epoch
 
     # ---- evaluation ----------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Optimiser recipes: SGD and AdamW, linear warm-up and cosine per step, weight decay where it belongs.
+"""Optimiser recipes: SGD and AdamW, linear warm-up and a schedule per step, weight decay where it belongs.
 
 No decay on vectors (norms, biases, scales of a layer) and position tables, as Video-Swin, MViT and
 TAdaConv do; the SIFA / DTF pipeline decays everything (`decay_all`).
@@ -28,6 +28,18 @@ POSITION_TABLES = (
 )
 """Names (last component) of parameters that hold positions: never decayed, although they are matrices."""
 
+SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
+    "cosine": lambda step, num_steps, warmup_steps: _cosine(
+        (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    ),
+    "whole_cosine": lambda step, num_steps, warmup_steps: _cosine(step / num_steps),
+}
+"""(step from the warm-up on, steps until the end, steps of warm-up) -> 1 down to 0, and 0 beyond the end.
+
+`cosine` begins where the warm-up ends (TAdaConv's `cosine_v2`), `whole_cosine` at step 0, so that the warm-up
+ends below the peak (its `cosine`).
+"""
+
 GROUP_TITLES = {"decay": "kernels, matrices", "no_decay": "norms, biases, scales, position tables"}
 
 
@@ -43,8 +55,9 @@ class OptimConfig:
         betas, eps: AdamW only.
         warmup_epochs: linear warm-up, in epochs (fractions allowed).
         warmup_start: first learning rate as a share of `lr`, in (0, 1].
-        min_lr: the cosine's end as a share of `lr`, in [0, 1].
-        cooldown_epochs: the last epochs of the run, after the cosine's end, at `min_lr`.
+        schedule: a name in `SCHEDULES`, what follows the warm-up.
+        min_lr: the schedule's end as a share of `lr`, in [0, 1].
+        cooldown_epochs: the last epochs of the run, after the schedule's end, at `min_lr`; fewer than it has.
         decay_all: decay norms, biases and position tables too.
         lr_scale: pattern -> factor on `lr` for the parameters that it names. A pattern is a module's name
             ("backbone.head") or has wildcards ("*.bias"). Of several that fit a name, the last one counts.
@@ -65,6 +78,7 @@ class OptimConfig:
     eps: float = 1e-8
     warmup_epochs: float = 0.0
     warmup_start: float = 0.01
+    schedule: str = "cosine"
     min_lr: float = 0.0
     cooldown_epochs: float = 0.0
     decay_all: bool = False
@@ -75,6 +89,9 @@ class OptimConfig:
         faults = []
         if self.name not in get_args(Recipe):
             faults.append(f"name must be {' or '.join(get_args(Recipe))}, got {self.name!r}")
+        if self.schedule not in tuple(SCHEDULES):  # anything, a list too
+            known = ", ".join(SCHEDULES)
+            faults.append(f"schedule must be one of {known}, got {self.schedule!r}")
         limits = {
             "lr": (0.0, math.inf),
             "weight_decay": (0.0, math.inf),
@@ -115,7 +132,7 @@ class OptimConfig:
         if missing:
             raise ValueError(f"optim needs {' and '.join(missing)}")
         settings: dict[str, Any] = {str(k): tuple(v) if k == "betas" else v for k, v in values.items()}
-        for key in ("lr_scale", "cooldown_epochs"):  # null in the config: none
+        for key in ("lr_scale", "cooldown_epochs", "schedule"):  # null in the config: none
             if settings.get(key) is None:
                 settings.pop(key, None)
         return cls(**settings)
@@ -221,22 +238,30 @@ def build_optimizer(network: nn.Module, config: OptimConfig) -> torch.optim.Opti
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps)
 
 
-def warmup_cosine(
-    num_steps: int, warmup_steps: int, warmup_start: float = 0.01, min_lr: float = 0.0
+def learning_rate(
+    schedule: str, num_steps: int, warmup_steps: int, warmup_start: float = 0.01, min_lr: float = 0.0
 ) -> Callable[[int], float]:
     """The learning rate of step 0..num_steps-1 as a share of its peak.
 
     Args:
-        num_steps: optimiser steps until the cosine's end, at least 1; later ones stay at `min_lr`.
-        warmup_steps: steps of linear warm-up, from `warmup_start` to 1; the peak is step `warmup_steps`.
+        schedule: a name in `SCHEDULES`.
+        num_steps: optimiser steps until the schedule's end, at least 1; later ones stay there.
+        warmup_steps: steps of linear warm-up, from `warmup_start` to what the schedule gives at its end.
         warmup_start: share at step 0.
-        min_lr: share that the cosine reaches after the last step.
+        min_lr: share after the last step.
     """
+    shape = SCHEDULES[schedule]
+
+    def after_warmup(step: int) -> float:
+        return min_lr + (1 - min_lr) * shape(step, num_steps, warmup_steps)
 
     def factor(step: int) -> float:
         if step < warmup_steps:
-            return warmup_start + (1 - warmup_start) * step / warmup_steps
-        done = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
-        return min_lr + (1 - min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+            return warmup_start + (after_warmup(warmup_steps) - warmup_start) * step / warmup_steps
+        return after_warmup(step)
 
     return factor
+
+
+def _cosine(done: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))

@@ -288,6 +288,12 @@ def test_debug(option: str, data: str, folder: Path) -> None:
     assert OptimConfig.from_mapping(plain(cfg.optim))
 
 
+@pytest.mark.parametrize("option", options("debug"))
+def test_a_short_run_has_no_cool_down_longer_than_itself(option: str) -> None:
+    cfg = settings("experiment=imagenet_ddf_mul_resnet50", f"debug={option}")
+    assert OptimConfig.from_mapping(plain(cfg.optim)).cooldown_epochs < cfg.trainer.max_epochs
+
+
 @pytest.mark.parametrize(("name", "known"), [("train", build.TRAIN_SETTINGS), ("eval", build.EVAL_SETTINGS)])
 def test_top_level(name: str, known: tuple[str, ...]) -> None:
     assert set(settings(name=name)) == set(known)

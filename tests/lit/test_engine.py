@@ -156,6 +156,13 @@ def test_the_schedule_counts_optimiser_steps() -> None:
     assert record.rates[3] == pytest.approx(0.1)
 
 
+def test_a_cool_down_as_long_as_the_run_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"optim.cooldown_epochs=2 leaves nothing of a run of 2 epochs .*lower"
+    ):
+        fit(classifier(tiny(), 2, SGD | {"cooldown_epochs": 2}))
+
+
 def test_the_logged_rate_is_that_of_a_group_without_scale() -> None:
     trainer = fit(
         classifier(tiny(), 2, SGD | {"lr_scale": {"backbone": 0.1}, "layer_decay": 0.5}), LearningRate()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from golden_files import GOLDEN, stored
 
-from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups, warmup_cosine
+from dtf.lit.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from dtf.models import create_model
 
 ADAMW = OptimConfig(name="adamw", lr=1e-3, weight_decay=0.05)
@@ -176,7 +177,7 @@ def test_a_frozen_parameter_is_left_out() -> None:
 
 
 def test_warm_up_and_cosine() -> None:
-    factor = warmup_cosine(110, 10, warmup_start=0.1, min_lr=0.2)
+    factor = learning_rate("cosine", 110, 10, warmup_start=0.1, min_lr=0.2)
     assert factor(0) == pytest.approx(0.1)
     assert factor(5) == pytest.approx(0.55)
     assert factor(10) == pytest.approx(1.0)
@@ -188,7 +189,25 @@ def test_warm_up_and_cosine() -> None:
 
 
 def test_no_warm_up() -> None:
-    assert warmup_cosine(10, 0)(0) == 1.0
+    assert learning_rate("cosine", 10, 0)(0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "recipe", ["tada2d_k400", "tada2d_ssv2", "convnextv2_tiny_k400", "tadaformer_b16_k400"]
+)
+def test_schedules_are_those_of_tada(recipe: str) -> None:
+    """Four steps an epoch; its cosine ends at zero, its cosine_v2 at a rate of its own."""
+    rates, meta = stored(GOLDEN / "tada" / "lr_policy.npz")
+    about = meta[recipe]
+    peak, steps = about["base_lr"], 4 * about["max_epoch"]
+    assert rates[f"{recipe}_epoch"].tolist() == [step / 4 for step in range(steps)]
+    name, end = {"cosine": ("whole_cosine", 0.0), "cosine_v2": ("cosine", about["cosine_end_lr"])}[
+        about["policy"]
+    ]
+    start = about["warmup_start_lr"] / peak
+    factor = learning_rate(name, steps, 4 * about["warmup_epochs"], start, end / peak)
+    found = torch.tensor([peak * factor(step) for step in range(steps)], dtype=torch.float64)
+    torch.testing.assert_close(found, rates[recipe], rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -204,6 +223,7 @@ def test_no_warm_up() -> None:
             "there is no setting optim.momentun; did you mean momentum?",
         ),
         ({"lr": 1}, "optim needs name"),
+        ({"name": "sgd", "lr": 1, "schedule": "cosin"}, "schedule must be one of cosine, whole_cosine, got"),
         ({"name": "sgd", "lr": 1, "warmup_start": 2, "min_lr": 3}, "warmup_start .*; min_lr"),
         ({"name": "sgd", "lr": 1, "layer_decay": 1.5}, "layer_decay must be null or a number above 0"),
         ({"name": "sgd", "lr": 1, "lr_scale": {"backbone": 0}}, "lr_scale.backbone must be a number above 0"),
