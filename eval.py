@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def _prepare(arguments: list[str]) -> list[str]:
     from dtf.apply.graphs import read_data, read_task
-    from dtf.runs.stored import choose_data, choose_task
+    from dtf.runs.from_checkpoint import choose_data, choose_task
 
     for argument in arguments:
         if argument.startswith("output="):

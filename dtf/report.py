@@ -22,7 +22,7 @@ from pathlib import Path
 from dtf.errors import RunError
 from dtf.files import replacing
 from dtf.runs.options import parse_options, run_command, yes_or_no
-from dtf.runs.recorded import read_run
+from dtf.runs.reading import read_run
 from dtf.view.report.page import page
 
 PAGE = "report.html"

@@ -16,7 +16,7 @@ from engine import REPOSITORY, run_subprocess
 from dtf.apply.export import export
 from dtf.apply.graphs import read_data
 from dtf.lit.scores import VideoScores
-from dtf.runs.stored import choose_data
+from dtf.runs.from_checkpoint import choose_data
 
 
 def read_scores(folder: Path) -> dict[str, dict[str, str]]:

@@ -20,7 +20,7 @@ from dtf import report
 from dtf.data.h264 import write_h264
 from dtf.files import write_json
 from dtf.lit.tasks.classification import Classification, Evaluation, results, write_scores
-from dtf.runs.recorded import Video, read_curves
+from dtf.runs.reading import Video, read_curves
 from dtf.view import pictures
 from dtf.view.figures import new_figure
 from dtf.view.report.curves import thin

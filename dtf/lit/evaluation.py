@@ -24,9 +24,9 @@ from dtf.lit.report import print_results, result_rows, shown, write_all
 from dtf.lit.scores import VideoScores
 from dtf.lit.survival import stoppable
 from dtf.lit.tasks.task import Result
+from dtf.runs.from_checkpoint import apply_data
 from dtf.runs.process import is_first_process
-from dtf.runs.record import begin
-from dtf.runs.stored import apply_stored
+from dtf.runs.writing import begin
 
 log = logging.getLogger("dtf.eval")
 
@@ -72,7 +72,7 @@ def build_evaluation(cfg: DictConfig, folder: Path) -> Evaluating:
     callbacks = build.build_callbacks(cfg.callbacks, headline)
     trainer = build.build_trainer(cfg.trainer, folder, callbacks, [])
     network, names, stored = load_any(path, str(trainer.strategy.root_device), cfg.trust)
-    changed = apply_stored(cfg.data, stored, HydraConfig.get().overrides.task)
+    changed = apply_data(cfg.data, stored, HydraConfig.get().overrides.task)
     if cfg.views is not None:
         cfg.data.test_views = cfg.views
     if changed:

@@ -33,7 +33,7 @@ from dtf.runs.composing import plain
 from dtf.runs.conf import CONF
 from dtf.runs.measure import measures
 from dtf.runs.process import is_first_process
-from dtf.runs.record import begin
+from dtf.runs.writing import begin
 from dtf.text import as_started, program
 
 log = logging.getLogger("dtf.train")

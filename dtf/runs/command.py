@@ -32,8 +32,8 @@ from dtf.runs.errors import one_line_errors
 from dtf.runs.folder import alone_in, run_folder
 from dtf.runs.help import help_text
 from dtf.runs.process import FULL_ERROR, environment_of_run, is_first_process, restore, share_folder
-from dtf.runs.record import recorded
 from dtf.runs.sweeping import Finished, SweepFolder, end_with_sweep, run_of_sweep, say_what_is_swept, summary
+from dtf.runs.writing import kept_in_folder
 from dtf.text import as_started, escape_logs
 
 Prepare = Callable[[list[str]], list[str]]
@@ -75,7 +75,7 @@ def command(
                 environment_of_run(full_error),
                 one_line_errors(explained),
                 alone_in(run_folder()),
-                recorded(cfg, explained),
+                kept_in_folder(cfg, explained),
             ):
                 return function(cfg)
 

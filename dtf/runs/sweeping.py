@@ -31,7 +31,7 @@ from dtf.runs.composing import plain
 from dtf.runs.conf import quoted, with_override
 from dtf.runs.folder import FAILURE, OVERRIDES, RESULTS, SWEEP_FOLDER, FolderInUse, failure
 from dtf.runs.process import FULL_ERROR, RUN_FOLDER, STOP_SIGNALS, STOPPED, is_first_process
-from dtf.runs.record import record_failure, settings_of, write_settings
+from dtf.runs.writing import settings_of, write_failure, write_settings
 
 SWEEP_PROCESS = "DTF_SWEEP_PROCESS"
 """Environment variable by which a sweep tells its runs whom they must not outlive."""
@@ -107,7 +107,7 @@ def run_of_sweep(
         return {} if done is None else done["metrics"]
     if failure(folder) is None:
         ended = f"was ended by signal {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-        record_failure(folder, f"its process {ended}", "")
+        write_failure(folder, f"its process {ended}", "")
     log.error("%s failed: %s", folder.name, failure(folder))
     return None
 

@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from dtf.runs.conf import CONF
 from dtf.runs.description import taken_data, taken_names, taken_task
-from dtf.runs.stored import apply_stored
+from dtf.runs.from_checkpoint import apply_data
 
 FILE = Path("x.ckpt")
 VIEW = {
@@ -109,24 +109,24 @@ def test_mistyped_names_and_data() -> None:
 def test_the_stored_root_is_taken_for_every_data_set(name: str, tmp_path: Path) -> None:
     """`eval.py checkpoint=... views=3x3`, as train.py prints it."""
     cfg = eval_data(f"data={name}")
-    changed = apply_stored(cfg, VIEW | {"name": name, "root": str(tmp_path)}, ["checkpoint=x", "views=3x3"])
+    changed = apply_data(cfg, VIEW | {"name": name, "root": str(tmp_path)}, ["checkpoint=x", "views=3x3"])
     assert cfg.root == str(tmp_path)
     assert f"data.root={tmp_path}" in changed
     assert OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)["crop_px"] == 64
 
     cfg = eval_data(f"data={name}", "data.root=/typed")
-    apply_stored(cfg, VIEW | {"name": name, "root": str(tmp_path)}, ["data.root=/typed"])
+    apply_data(cfg, VIEW | {"name": name, "root": str(tmp_path)}, ["data.root=/typed"])
     assert cfg.root == "/typed"
 
     cfg, before = eval_data(f"data={name}"), eval_data(f"data={name}")
-    apply_stored(cfg, VIEW | {"name": name, "root": str(tmp_path / "gone")}, [])
+    apply_data(cfg, VIEW | {"name": name, "root": str(tmp_path / "gone")}, [])
     assert OmegaConf.is_missing(cfg, "root") == OmegaConf.is_missing(before, "root")
 
 
 def test_stored_settings_apply_unless_given() -> None:
     stored = {"name": "folder", "crop_px": 112, "sampling": {"test": {"scheme": "segment"}}}
     cfg = eval_data("data=folder")
-    assert apply_stored(cfg, stored, ["checkpoint=x", "data=folder"]) == [
+    assert apply_data(cfg, stored, ["checkpoint=x", "data=folder"]) == [
         *("data.crop_px=112", "data.sampling.test.scheme=segment")
     ]
     assert cfg.crop_px == cfg.short_side_px == 112
@@ -135,7 +135,7 @@ def test_stored_settings_apply_unless_given() -> None:
     for given in ("data.sampling.test.scheme=uniform", "data.sampling={test:{scheme:uniform}}"):
         # Hydra has put them there already; here they are left alone.
         cfg = eval_data("data=folder", "data.crop_px=96", given)
-        assert apply_stored(cfg, stored, ["data.crop_px=96", given]) == []
+        assert apply_data(cfg, stored, ["data.crop_px=96", given]) == []
         assert cfg.crop_px == 96
         assert cfg.sampling.test.scheme == "uniform"
 
@@ -143,7 +143,7 @@ def test_stored_settings_apply_unless_given() -> None:
 def test_for_another_data_set_only_the_clip_settings_count(tmp_path: Path) -> None:
     stored = VIEW | {"name": "folder", "root": str(tmp_path), "splits": {"test": "x"}, "class_names": ["a"]}
     cfg = eval_data("data=k400")
-    apply_stored(cfg, stored, [])
+    apply_data(cfg, stored, [])
     assert cfg.crop_px == 64
     assert cfg.class_names == "lists/classes.txt"
     assert cfg.splits.test == "lists/val.txt"
@@ -153,12 +153,12 @@ def test_for_another_data_set_only_the_clip_settings_count(tmp_path: Path) -> No
 def test_for_the_same_data_set_splits_and_names(tmp_path: Path) -> None:
     stored = {"name": "folder", "splits": {"test": "lists/x.txt"}, "class_names": ["a", "b"]}
     cfg = eval_data("data=folder")
-    apply_stored(cfg, stored, [])
+    apply_data(cfg, stored, [])
     assert cfg.splits.test == "lists/x.txt"
     assert list(cfg.class_names) == ["a", "b"]
     # Where the data set has names of its own, they are compared with the checkpoint's.
     cfg = eval_data("data=ssv2")
-    apply_stored(cfg, stored | {"name": "ssv2"}, [])
+    apply_data(cfg, stored | {"name": "ssv2"}, [])
     assert cfg.class_names == "lists/classes.txt"
 
 
@@ -166,12 +166,12 @@ def test_a_checkpoint_makes_no_data(tmp_path: Path) -> None:
     """Only for a folder that exists, which its settings are then compared with."""
     stored = {"name": "motion", "root": str(tmp_path), "clips_per_class": {"train": 10**6}, "unknown": 1}
     cfg = eval_data()
-    apply_stored(cfg, stored, [])
+    apply_data(cfg, stored, [])
     assert cfg.clips_per_class == {"train": 10**6}
     typed = f"data.root={tmp_path}/typed"  # what the default names may be there
     for root, given in ((tmp_path / "gone", []), (tmp_path, [typed])):
         cfg = eval_data(typed)
-        apply_stored(cfg, stored | {"root": str(root)}, given)
+        apply_data(cfg, stored | {"root": str(root)}, given)
         assert cfg.clips_per_class == eval_data().clips_per_class
         assert "unknown" not in cfg
 

@@ -12,7 +12,7 @@ from dtf.view.pictures import to_svg
 from dtf.view.report.blocks import Block, image
 
 if TYPE_CHECKING:
-    from dtf.runs.recorded import Curve, Run
+    from dtf.runs.reading import Curve, Run
 
 POINTS_SHOWN = 400
 MOST_PANELS = 40

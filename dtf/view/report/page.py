@@ -19,7 +19,7 @@ from dtf.view.report.curves import curves
 from dtf.view.report.videos import videos
 
 if TYPE_CHECKING:
-    from dtf.runs.recorded import Run
+    from dtf.runs.reading import Run
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from dtf.view import pictures
 from dtf.view.report.blocks import ROWS_SHOWN, Block, image, pairs
 
 if TYPE_CHECKING:
-    from dtf.runs.recorded import Run
+    from dtf.runs.reading import Run
 
 CLASSES_SHOWN = 10
 """Best ones, and worst ones, where there are more than twice as many."""

@@ -16,7 +16,7 @@ from dtf.view.pictures import strip
 from dtf.view.report.blocks import Block, image
 
 if TYPE_CHECKING:
-    from dtf.runs.recorded import Run, Video
+    from dtf.runs.reading import Run, Video
 
 VIDEOS_SHOWN = 6
 """Of the right ones, and of the wrong ones."""

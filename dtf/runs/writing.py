@@ -35,7 +35,7 @@ _to_begin: list[Callable[[], None]] = []
 
 
 @contextmanager
-def recorded(cfg: DictConfig, explain: Callable[[BaseException], str | None]) -> Iterator[None]:
+def kept_in_folder(cfg: DictConfig, explain: Callable[[BaseException], str | None]) -> Iterator[None]:
     """Leave settings, log and the reason of a failure in the run's folder, from `begin` on.
 
     Args:
@@ -64,7 +64,7 @@ def recorded(cfg: DictConfig, explain: Callable[[BaseException], str | None]) ->
         # A sweep is told by this file, whatever has become of its run.
         if has_begun or sweep_folder() is not None:
             text = explain(error) or f"{type(error).__name__}: {error}"
-            record_failure(folder, text, traceback.format_exc())
+            write_failure(folder, text, traceback.format_exc())
         raise
     finally:
         _to_begin.clear()
@@ -107,7 +107,7 @@ def _release_log(held: dict[logging.Handler, logging.FileHandler], write: bool) 
     held.clear()
 
 
-def record_failure(folder: Path, reason: str, trace: str) -> None:
+def write_failure(folder: Path, reason: str, trace: str) -> None:
     """Leave the reason of a failure, in one line, and its trace in a run's folder."""
     # A full disk may be what is wrong; the error itself is shown in any case.
     with suppress(OSError, RunError), replacing(folder / FAILURE) as file:

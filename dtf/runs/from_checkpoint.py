@@ -85,7 +85,7 @@ def _checkpoint(arguments: list[str]) -> tuple[Path, set[str]]:
     return Path(path), {o.key_or_group for o in overrides}
 
 
-def apply_stored(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collection[str]) -> list[str]:
+def apply_data(cfg: DictConfig, stored: Mapping[str, Any], overrides: Collection[str]) -> list[str]:
     """Write a checkpoint's data settings into the `data` config, except those given on the command line.
 
     Args:
