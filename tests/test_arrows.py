@@ -13,7 +13,7 @@ PACKAGE = ROOT / "dtf"
 
 # What each part may import beside itself and the modules at the bottom. In short: ops <- layers <- models <-
 # lit; data <- lit; runs and view know none of lit.
-BOTTOM = {"dtf", "dtf.errors", "dtf.files", "dtf.text"}
+BOTTOM = {"dtf", "dtf.errors", "dtf.files", "dtf.text", "dtf.values"}
 MAY = {
     "ops": set(),
     "layers": {"ops"},

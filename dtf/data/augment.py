@@ -18,6 +18,8 @@ import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from dtf.values import is_integer, is_number
+
 Fill = Literal["noise", "mean"]
 
 MAX_MAGNITUDE = 10.0
@@ -118,7 +120,7 @@ class RandAugment:
 
     def __post_init__(self) -> None:
         faults = []
-        if isinstance(self.n, bool) or not isinstance(self.n, int) or self.n < 1:
+        if not is_integer(self.n) or self.n < 1:
             faults.append(f"n must be a whole number, at least 1, got {self.n!r}; null switches it off")
         for name, top in (("m", MAX_MAGNITUDE), ("std", MAX_MAGNITUDE), ("probability", 1.0)):
             faults += _out_of_range(name, getattr(self, name), 0.0, top)
@@ -174,7 +176,7 @@ class RandomErasing:
                 faults.append(f"{name} must be [low, high] with 0 < low <= high{limit}, got {list(pair)}")
         if self.fill not in get_args(Fill):
             faults.append(f"fill must be {' or '.join(get_args(Fill))}, got {self.fill!r}")
-        if isinstance(self.boxes, bool) or not isinstance(self.boxes, int) or self.boxes < 1:
+        if not is_integer(self.boxes) or self.boxes < 1:
             faults.append(f"boxes must be a whole number, at least 1, got {self.boxes!r}")
         if faults:
             raise ValueError("; ".join(faults))
@@ -251,5 +253,5 @@ def _channels_last(clip: torch.Tensor) -> torch.Tensor:
 
 
 def _out_of_range(name: str, value: float, low: float, high: float) -> list[str]:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return [] if number and low <= value <= high else [f"{name} must lie in {low:g}..{high:g}, got {value!r}"]
+    good = is_number(value) and low <= value <= high
+    return [] if good else [f"{name} must lie in {low:g}..{high:g}, got {value!r}"]

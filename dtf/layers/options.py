@@ -13,6 +13,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from dtf.values import is_integer, is_number
+
 Check = Callable[[Any], str]
 """From a value to what it must be, "" where it is: `positive_integer(0) == "a positive integer"`."""
 
@@ -46,12 +48,8 @@ def defaults_of(options: type[Options]) -> dict[str, Any]:
     return {field.name: field.default for field in dataclasses.fields(options)}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return is_integer(value) and value >= 1
 
 
 def positive_integer(value: Any) -> str:
@@ -61,12 +59,12 @@ def positive_integer(value: Any) -> str:
 
 def positive_number(value: Any) -> str:
     """Above 0 and finite."""
-    return "" if _is_number(value) and 0 < value < math.inf else "a positive number"
+    return "" if is_number(value) and 0 < value < math.inf else "a positive number"
 
 
 def share(value: Any) -> str:
     """0 <= value < 1: a probability that is not certain."""
-    good = _is_number(value) and 0 <= value < 1
+    good = is_number(value) and 0 <= value < 1
     return "" if good else "a number from 0 up to but not including 1"
 
 

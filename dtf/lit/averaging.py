@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning.callbacks import WeightAveraging
 
 from dtf.errors import RunError
+from dtf.values import is_number
 
 
 class AverageWeights(WeightAveraging):
@@ -32,8 +33,7 @@ class AverageWeights(WeightAveraging):
     """
 
     def __init__(self, decay: float) -> None:
-        number = isinstance(decay, (int, float)) and not isinstance(decay, bool)
-        if not number or not 0 < decay < 1:
+        if not is_number(decay) or not 0 < decay < 1:
             raise ValueError(f"ema must be null or a decay between 0 and 1 such as 0.999, got {decay!r}")
         self.decay = float(decay)
         self._swapped = False

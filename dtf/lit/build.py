@@ -43,6 +43,7 @@ from dtf.runs.composing import plain
 from dtf.runs.description import ACTIVATIONS
 from dtf.runs.measure import Measure
 from dtf.text import markup, nearest
+from dtf.values import is_integer, is_number
 
 log = logging.getLogger(__name__)
 
@@ -314,7 +315,7 @@ def build_averages(config: Mapping[str, Any], network: nn.Module) -> list[Callba
     freeze, num_batches = ((known | dict(norm))[key] for key in known)
     if not isinstance(freeze, bool):
         raise ValueError(f"norm.freeze must be true or false, got {freeze!r}")
-    if isinstance(num_batches, bool) or not isinstance(num_batches, int) or num_batches < 0:
+    if not is_integer(num_batches) or num_batches < 0:
         raise ValueError(f"norm.precise_batches must be a number of batches or 0, got {num_batches!r}")
     if freeze and not backbone_norms(network):
         log.warning("norm.freeze has no effect: the backbone has no batch norm")
@@ -343,7 +344,7 @@ def build_trainer(
         if key not in known:
             raise ValueError(f"there is no setting trainer.{key}{nearest(key, known)}")
     minutes = settings.pop(COLLECTIVE_TIMEOUT, 30)
-    if isinstance(minutes, bool) or not isinstance(minutes, int | float) or not 0 < minutes < 10**6:
+    if not is_number(minutes) or not 0 < minutes < 10**6:
         raise ValueError(f"trainer.{COLLECTIVE_TIMEOUT} must be minutes above 0, got {minutes!r}")
     profiler = settings.pop("profiler", None)
     if isinstance(profiler, str):

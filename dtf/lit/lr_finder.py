@@ -25,6 +25,7 @@ from dtf.files import replacing
 from dtf.lit.engine import Engine
 from dtf.lit.optim import build_optimizer
 from dtf.text import markup
+from dtf.values import is_integer
 
 LOWEST, HIGHEST = 1e-6, 10.0
 """Learning rates of the first and the last step."""
@@ -124,7 +125,7 @@ def find_lr(model: LearningRateSearch, data: Any, cfg: DictConfig, folder: Path)
         raise RunError(
             f"{folder} holds a trained run: search in a folder of its own, without output= and resume="
         )
-    if isinstance(cfg.find_lr, bool) or not isinstance(cfg.find_lr, int) or cfg.find_lr < 20:
+    if not is_integer(cfg.find_lr) or cfg.find_lr < 20:
         raise ValueError(f"find_lr must be a number of steps, 20 or more (100 is usual), got {cfg.find_lr!r}")
     model.num_steps = cfg.find_lr
     settings: Any = {"max_steps": cfg.find_lr, "max_epochs": cfg.find_lr, "limit_val_batches": 0}

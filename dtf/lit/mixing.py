@@ -14,6 +14,7 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dtf.text import nearest
+from dtf.values import is_number
 
 _DEFAULTS = {"mixup": 0.0, "cutmix": 0.0, "probability": 1.0, "switch": 0.5}
 
@@ -44,8 +45,7 @@ class Mixing:
         faults = []
         for key, value in settings.items():
             high = 1.0 if key in ("probability", "switch") else 100.0
-            number = isinstance(value, (int, float)) and not isinstance(value, bool)
-            if not number or not 0 <= value <= high:
+            if not is_number(value) or not 0 <= value <= high:
                 faults.append(f"mixing.{key} must be a number in 0..{high:g}, got {value!r}")
         if faults:
             raise ValueError("; ".join(faults))

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from dtf.text import nearest
+from dtf.values import is_number
 
 Recipe = Literal["sgd", "adamw"]
 
@@ -104,9 +105,9 @@ class OptimConfig:
         }
         for key, (low, high) in limits.items():
             value = getattr(self, key)
-            if not _is_number(value) or not low <= value <= high:
+            if not is_number(value) or not low <= value <= high:
                 faults.append(f"{key} must be a number in {low:g}..{high:g}, got {value!r}")
-        if self.layer_decay is not None and not (_is_number(self.layer_decay) and 0 < self.layer_decay <= 1):
+        if self.layer_decay is not None and not (is_number(self.layer_decay) and 0 < self.layer_decay <= 1):
             faults.append(
                 f"layer_decay must be null or a number above 0 and up to 1, got {self.layer_decay!r}"
             )
@@ -114,7 +115,7 @@ class OptimConfig:
             faults.append(f"lr_scale must be a mapping {{name: factor}}, got {self.lr_scale!r}")
         else:
             for pattern, factor in self.lr_scale.items():
-                if not _is_number(factor) or not 0 < factor < math.inf:
+                if not is_number(factor) or not 0 < factor < math.inf:
                     faults.append(f"lr_scale.{pattern} must be a number above 0, got {factor!r}")
         if self.name == "sgd" and self.nesterov and self.momentum == 0:
             faults.append("nesterov needs momentum > 0")
@@ -136,10 +137,6 @@ class OptimConfig:
             if settings.get(key) is None:
                 settings.pop(key, None)
         return cls(**settings)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class ParameterGroup(TypedDict):

@@ -19,6 +19,7 @@ from packaging.version import Version
 from dtf.lit.engine import Engine
 from dtf.lit.optim import build_optimizer
 from dtf.runs.checkpoint import read_content
+from dtf.values import is_integer, is_number
 
 _MOST = 2**53
 """Steps, batches and epochs are below: larger numbers do not survive their way through floats."""
@@ -186,10 +187,10 @@ def _check_like(found: Any, expected: Any, name: str, counts: bool = True) -> No
         for value, other in zip(found, expected, strict=False):
             _check_like(value, other, name, counts)
     elif isinstance(expected, float) or (type(expected) is int and not counts):
-        if isinstance(found, bool) or not isinstance(found, int | float) or not abs(found) < _MOST:
+        if not is_number(found) or not abs(found) < _MOST:
             raise ValueError(f"{name} must be a number, got {str(found)[:80]}")
     elif type(expected) is int:
-        if isinstance(found, bool) or not isinstance(found, int) or not 0 <= found < _MOST:
+        if not is_integer(found) or not 0 <= found < _MOST:
             raise ValueError(f"{name} must be a count, got {str(found)[:80]}")
     elif expected is None:  # chosen, or measured, on the way
         if not isinstance(found, bool | None):

@@ -11,6 +11,7 @@ from dtf.layers.options import Options, defaults_of
 from dtf.layers.temporal import Family, Temporal
 from dtf.models.network import VideoNetwork
 from dtf.text import nearest
+from dtf.values import is_integer
 
 Build = Callable[[Any, int, int, Temporal | None], VideoNetwork]
 Load = Callable[[VideoNetwork, bool | str | os.PathLike[str], str | None], None]
@@ -164,7 +165,7 @@ def create_model(
     problems = [
         f"{key} must be a positive integer, got {values[key]!r}"
         for key in ("num_classes", "clip_length")
-        if not isinstance(values[key], int) or isinstance(values[key], bool) or values[key] < 1
+        if not is_integer(values[key]) or values[key] < 1
     ]
 
     def take(options: type[Options]) -> Options | None:

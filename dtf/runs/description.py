@@ -17,6 +17,7 @@ from dtf.data.clip_view import CLIP_KEYS, STAGES
 from dtf.data.transforms import Interpolation
 from dtf.files import leads_out
 from dtf.text import shortened
+from dtf.values import is_integer, is_number
 
 MADE_KEYS = ("clips_per_class", "generation_seed")
 """What generated data were made with: compared with a folder that exists, never made by."""
@@ -129,7 +130,7 @@ def _is_right(key: str, value: Any) -> bool:
     if key == "interpolation":
         return value in (None, *get_args(Interpolation))
     if key in ("mean", "std"):
-        return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_number, value))
+        return isinstance(value, list | tuple) and len(value) == 3 and all(map(_is_small_number, value))
     if key == "splits":
         return isinstance(value, Mapping) and all(
             stage in STAGES and (split is None or (_is_text(split) and not leads_out(split)))
@@ -153,16 +154,16 @@ def _is_right(key: str, value: Any) -> bool:
 
 def _is_option(item: tuple[Any, Any]) -> bool:
     name, value = item
-    fits = value is None or isinstance(value, bool) or _is_number(value) or _is_text(value)
+    fits = value is None or isinstance(value, bool) or _is_small_number(value) or _is_text(value)
     return isinstance(name, str) and not name.startswith("_") and fits
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return is_integer(value) and value >= 0
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _MOST
+def _is_small_number(value: Any) -> bool:
+    return is_number(value) and abs(value) < _MOST
 
 
 def _is_text(value: Any) -> bool:
