@@ -200,22 +200,39 @@ def test_documented_command(tiny_checkpoint: Path, tmp_path: Path, capsys):
     assert len({p for r in (records[0], records[2]) for p in r["pictures"].values()}) == 4
 
 
-def test_a_control_gets_grad_cam_alone(tmp_path: Path, tiny_checkpoint: Path, capsys):
-    predictor = Predictor(tiny_checkpoint, device="cpu")
-    data = predictor.view
-    settings = {
-        "clip_length": 4,
-        "frame_stride": 1,
-        "crop_px": 32,
-        "short_side_px": None,
-        "sampling": {},
-        "mean": list(data.mean),
-        "std": list(data.std),
-    }
+CLIP = {
+    "clip_length": 4,
+    "frame_stride": 1,
+    "crop_px": 32,
+    "short_side_px": None,
+    "sampling": {},
+    "mean": [0.45] * 3,
+    "std": [0.225] * 3,
+}
+
+
+@pytest.mark.parametrize("deform", [True, False])
+def test_layers_that_look_at_the_next_step_get_a_picture_of_where(tmp_path: Path, deform: bool):
+    network = create_model(
+        "sifa_tiny", 3, clip_length=4, stem_width=8, widths=[8, 8, 8, 8], deform=deform, offset_init="kaiming"
+    )
+    weights = tmp_path / "looks.safetensors"
+    save_weights(weights, network, {"class_names": ["a", "b", "c"], "data": CLIP})
+    out = tmp_path / "out"
+    assert main([str(VIDEOS[0]), f"checkpoint={weights}", "block=layer2.0.sifa", f"output={out}"]) == 0
+    (record,) = json.loads((out / "explain.json").read_text())
+    assert list(record["pictures"]) == ["filters", "looks", "gradcam"]
+    with Image.open(out / record["pictures"]["looks"]) as image:
+        drawn = np.asarray(image.convert("RGB")).astype(int)
+    arrows = (drawn[..., 2] - drawn[..., 0] > 100) & (drawn[..., 1] - drawn[..., 0] > 100)
+    assert arrows.any(), "arrows are cyan"
+
+
+def test_a_control_gets_grad_cam_alone(tmp_path: Path, capsys):
     network = create_model("c2d_tiny", 3, clip_length=4, stem_width=8, widths=[8, 8, 8, 8])
     names = ["$x_", "[bold]b", "line\nend"]
     weights = tmp_path / "control.safetensors"
-    save_weights(weights, network, {"class_names": names, "data": settings})
+    save_weights(weights, network, {"class_names": names, "data": CLIP})
     arguments = [str(VIDEOS[0]), f"checkpoint={weights}", "class=line\nend", f"output={tmp_path / 'out'}"]
     assert main(arguments) == 0
     assert "c2d_tiny has no temporal layers" in capsys.readouterr().out

@@ -11,7 +11,16 @@ from dtf.layers.tada import (
     TAdaConv3d,
     to_tada,
 )
-from dtf.layers.temporal import Family, Maps, Place, Temporal, TemporalLayer, layer_maps, temporal_layers
+from dtf.layers.temporal import (
+    Family,
+    Looks,
+    Maps,
+    Place,
+    Temporal,
+    TemporalLayer,
+    layer_maps,
+    temporal_layers,
+)
 
 __all__ = [
     "DDFPack",
@@ -19,6 +28,7 @@ __all__ = [
     "DTFBlock",
     "Family",
     "FilterNorm",
+    "Looks",
     "Maps",
     "Place",
     "RouteFuncMLP",

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dtf.layers.options import Options, one_of, option, positive_integer
-from dtf.layers.temporal import Family, Maps, Place, TemporalLayer, register_family
+from dtf.layers.temporal import Family, Looks, Maps, Place, TemporalLayer, register_family
 from dtf.ops import (
     deformable_aggregation,
     deformable_correlation,
@@ -156,13 +156,24 @@ class SIFABlock(TemporalLayer):
         return found[:, :, 1:]
 
     def explain(self, x: Tensor) -> Maps | None:
-        """How much each tap of the next frame counted, per pixel; the mean over the frames that have one."""
+        """How much each tap of the next frame counted, per pixel, mean over the frames; and where it lay."""
         if x.shape[2] == 1:
             return None
-        weights = self.weights(x, self.offsets(x))[:, :, 1:].to(accumulation_dtype(x))
-        places = offsets(self.kernel_size, self.dilation)
-        labels = tuple(f"row {dh:+d}, column {dw:+d}" for dh, dw in places)
-        return Maps("taps", "what was attended to in the next frame", weights.square().mean(dim=2), labels)
+        places = self.offsets(x)
+        weights = self.weights(x, places)[:, :, 1:].to(accumulation_dtype(x))
+        window = offsets(self.kernel_size, self.dilation)
+        taps = weights.new_tensor(window)[:, :, None, None, None]  # (N, 2, 1, 1, 1)
+        if places is None:
+            displacement = taps.expand(len(x), -1, -1, *weights.shape[2:])
+        else:
+            displacement = taps + places[:, :, 1:].unflatten(1, (len(window), 2))
+        return Maps(
+            "taps",
+            "what was attended to in the next frame",
+            weights.square().mean(dim=2),
+            tuple(f"row {dh:+d}, column {dw:+d}" for dh, dw in window),
+            looks=Looks(displacement.permute(0, 3, 1, 2, 4, 5), weights.transpose(1, 2)),
+        )
 
     def watched(self) -> dict[str, Tensor]:
         """The convolution of the offsets, which says how far they have left zero."""

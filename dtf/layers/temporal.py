@@ -57,6 +57,34 @@ class Place:
 
 
 @dataclass(frozen=True)
+class Looks:
+    """Where pixels of each step of clips but the last looked in the next step: at N places each.
+
+    Attributes:
+        displacement: (B, T - 1, N, 2, H, W), rows and columns from the pixel to the place, in pixels of the
+            layer.
+        weights: (B, T - 1, N, H, W), how much the place counted, of either sign.
+
+    Raises:
+        ValueError: The sizes differ.
+    """
+
+    displacement: Tensor
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        wanted = (*self.weights.shape[:3], 2, *self.weights.shape[3:])
+        if self.displacement.shape != wanted:
+            raise ValueError(f"Looks: displacement must be {wanted}, got {tuple(self.displacement.shape)}")
+
+    def mean(self) -> Tensor:
+        """(B, T - 1, 2, H, W): the mean displacement, weighted with how much each place counted."""
+        share = self.weights.abs()
+        share = share / share.sum(dim=2, keepdim=True).clamp(min=torch.finfo(share.dtype).tiny)
+        return (self.displacement * share.unsqueeze(3)).sum(dim=2)
+
+
+@dataclass(frozen=True)
 class Maps:
     """What a layer did with clips, as maps over their pixels.
 
@@ -67,6 +95,7 @@ class Maps:
         values: (B, L, H, W) >= 0, L maps of each clip: energies, whose square roots are drawn.
         labels: L texts, no two alike.
         per_clip: Whether map l is that of l cycles per clip, which have a frequency in the clip's own time.
+        looks: Where in the next step each pixel looked, of a layer that does.
 
     Raises:
         ValueError: The labels are not L different ones.
@@ -77,6 +106,7 @@ class Maps:
     values: Tensor
     labels: tuple[str, ...]
     per_clip: bool = False
+    looks: Looks | None = None
 
     def __post_init__(self) -> None:
         if not len(self.labels) == len(set(self.labels)) == self.values.shape[1]:

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
     from dtf.layers.temporal import Maps
 
 STEPS_DRAWN = 8
+LOOKS_DRAWN = 4
+"""Pairs of steps in a picture of where pixels looked."""
+ARROWS = 14
+"""At most so many along a side of a frame."""
+PIXELS_FOLLOWED = 3
 
 
 def draw_layers(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
@@ -54,6 +59,99 @@ def draw_layers(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps
         _colour_bar(part, image, axes, "1 = map's largest")
         part.supylabel(f"{drawable(name)}\n{maps.shape[1]} x {maps.shape[2]}", fontsize=7, parse_math=False)
     save(figure, path, dpi=110)
+
+
+def draw_looks(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
+    """Draw where pixels looked in the next step, as PNG: two rows a layer, one column per pair of steps.
+
+    Above: a step, how much its pixels found in the next one as colours, and an arrow from each pixel (some of
+    them, where there are many) to the mean of the places that it looked at. Below: the next step, with the
+    places of the few pixels that found most, as dots as large as they counted, and a cross where the pixel
+    is.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        clip: what the network saw.
+        responses: {layer: its maps of one clip}, at least one, all with `Maps.looks`.
+    """
+    looks = {name: maps.looks for name, maps in responses.items() if maps.looks is not None}
+    columns = max(len(spread(look.weights.shape[1], LOOKS_DRAWN)) for look in looks.values())
+    width = 2.2 * max(2, columns) + 0.8
+    figure = new_figure(width, 4.9 * len(looks) + 0.4, "constrained")
+    parts = figure.subfigures(len(looks), 1, squeeze=False)[:, 0]
+    for part, (name, look) in zip(parts, looks.items(), strict=True):
+        weights, mean = look.weights[0].cpu().numpy(), look.mean()[0].cpu().numpy()
+        displacement = look.displacement[0].cpu().numpy()
+        steps, _, height, width_px = weights.shape
+        axes: Any = part.subplots(2, columns, squeeze=False)
+        for axis in axes.flat:
+            axis.set_axis_off()
+        found = np.sqrt((weights**2).sum(axis=1))
+        found = found / max(float(found.max()), 1e-30)
+        # A step joins several frames: the middle one stands for them.
+        per_step = len(clip.frames) // (steps + 1)
+        for (above, below), step in zip(axes.T, spread(steps, LOOKS_DRAWN), strict=False):
+            here, there = (clip.frames[t * per_step + per_step // 2] for t in (step, step + 1))
+            times = [clip.time(t * per_step + per_step // 2) for t in (step, step + 1)]
+            image = _overlay(above, here, found[step])
+            _draw_arrows(above, here, mean[step], found[step])
+            above.set_title(times[0], fontsize=7)
+            _draw_places(below, there, displacement[step], weights[step], found[step])
+            below.set_title(f"next: {times[1]}", fontsize=7)
+        _colour_bar(part, image, axes, "found in the next step, 1 = most")
+        part.supylabel(f"{drawable(name)}\n{height} x {width_px}", fontsize=7, parse_math=False)
+    figure.suptitle(drawable(title), fontsize=9, parse_math=False)
+    save(figure, path, dpi=110)
+
+
+def _draw_arrows(axis: Any, frame: np.ndarray, mean: np.ndarray, found: np.ndarray) -> None:
+    """From pixels of a map (2, h, w) to where they looked, the more opaque the more they found."""
+    rows, columns = (spread(size, ARROWS) for size in found.shape)
+    row, column = np.meshgrid(rows, columns, indexing="ij")
+    scale = np.array(frame.shape[:2]) / found.shape  # pixels of the frame for one of the map
+    arrows = mean[:, row, column] * scale[:, None, None]
+    axis.quiver(
+        (column + 0.5) * scale[1],
+        (row + 0.5) * scale[0],
+        arrows[1],
+        arrows[0],
+        color="cyan",
+        alpha=0.2 + 0.8 * found[row, column],
+        angles="xy",
+        scale_units="xy",
+        scale=1,
+        width=0.008,
+        headwidth=4,
+        minlength=0.3,
+    )
+    axis.set(xlim=(0, frame.shape[1]), ylim=(frame.shape[0], 0))
+
+
+def _draw_places(
+    axis: Any, frame: np.ndarray, displacement: np.ndarray, weights: np.ndarray, found: np.ndarray
+) -> None:
+    """The places (N, 2, h, w) of the few pixels that found most, over the next frame."""
+    size = np.array(frame.shape[:2])
+    scale = size / found.shape
+    axis.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=(0, size[1], size[0], 0))
+    left = found.copy()
+    reach = np.maximum(1, np.array(found.shape) // 4)
+    for number in range(PIXELS_FOLLOWED):
+        row, column = np.unravel_index(int(left.argmax()), left.shape)
+        if left[row, column] <= 0:
+            break
+        # The next one lies elsewhere.
+        left[
+            max(0, row - reach[0]) : row + reach[0] + 1, max(0, column - reach[1]) : column + reach[1] + 1
+        ] = 0
+        pixel = (np.array([row, column]) + 0.5) * scale
+        places = pixel + displacement[:, :, row, column] * scale
+        counted = np.abs(weights[:, row, column])
+        colour = f"C{number + 1}"
+        axis.scatter(places[:, 1], places[:, 0], s=30 * counted / max(counted.max(), 1e-30), color=colour)
+        axis.scatter(pixel[1], pixel[0], s=40, marker="x", color=colour, linewidths=1)
+    axis.set(xlim=(0, size[1]), ylim=(size[0], 0))
 
 
 def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from golden_files import stored
 from torch import Tensor, nn
 
-from dtf.layers import SIFABlock
+from dtf.layers import Looks, SIFABlock
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "sifa"
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -133,6 +133,22 @@ def test_maps_are_told_apart_by_taps():
     maps = SIFABlock(4).explain(draw(2, 4, 3, 5, 6, dtype=torch.float32))
     assert maps.values.shape == (2, 9, 5, 6)
     assert maps.labels[0] == "row -1, column -1"
+
+
+def test_a_pixel_looked_where_its_thing_has_gone():
+    x = torch.zeros(1, 4, 2, 7, 7)
+    x[0, :, 0, 3, 3] = x[0, :, 1, 2, 4] = 1
+    looks = SIFABlock(4, deform=False).explain(x).looks
+    assert looks.displacement.shape == (1, 1, 9, 2, 7, 7)
+    assert looks.weights.shape == (1, 1, 9, 7, 7)
+    assert looks.mean()[0, 0, :, 3, 3].tolist() == [-1, 1]
+    # Offsets move the places that are looked at, those of the frame in which they lie.
+    block = SIFABlock(4, offset_init="kaiming")
+    moved = block.explain(x).looks.displacement - looks.displacement
+    offsets = block.offsets(x)[0, :, 1].unflatten(0, (9, 2))
+    assert_close(moved[0, 0].detach(), offsets.detach(), 1e-6)
+    with pytest.raises(ValueError, match=r"displacement must be \(1, 1, 9, 2, 7, 7\), got"):
+        Looks(looks.displacement[:, :, :8], looks.weights)
 
 
 @pytest.mark.parametrize(
