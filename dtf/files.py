@@ -6,6 +6,7 @@ And reading what a folder from anywhere says: plain data of a bounded size, or o
 from __future__ import annotations
 
 import errno
+import io
 import json
 import math
 import os
@@ -143,17 +144,50 @@ def at(found: Any, *keys: str) -> Any:
     return found
 
 
-def open_regular(path: str | os.PathLike[str]) -> IO[bytes]:
-    """Open a file for reading bytes that may be anything: a pipe or a device is refused, not waited for.
+class NotRegularError(OSError):
+    """A pipe, a device, a folder or a socket where a file is needed; `strerror` says which."""
+
+
+def check_regular(path: str | os.PathLike[str]) -> int:
+    """Size in bytes of the regular file at the end of all links; for files that a library opens by name.
 
     Raises:
-        ValueError: it is no regular file.
+        OSError: there is none. NotRegularError: it is something else, which might never end.
     """
-    file = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        os.close(file)
-        raise ValueError(f"{path} is damaged: it is no regular file")
-    return open(file, "rb")
+    return _size(os.stat(path), path)
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.FileIO:
+    """Open a file for reading bytes, unbuffered, if it is a regular one; a pipe does not make it wait.
+
+    Args:
+        path: links are followed.
+
+    Raises:
+        OSError: it cannot be opened.
+        NotRegularError: it is no regular file.
+    """
+    # Without O_NONBLOCK, opening a pipe waits for its other end. It has no effect on regular files.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags)
+    try:
+        _size(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return io.FileIO(descriptor)
+
+
+def open_sound(path: str | os.PathLike[str]) -> IO[bytes]:
+    """The same, buffered, for a file that a run has written: what is no regular file is damaged.
+
+    Raises:
+        ValueError: it is no regular file; one line that names it.
+    """
+    try:
+        return io.BufferedReader(open_regular(path))
+    except NotRegularError as error:
+        raise ValueError(f"{path} is damaged: it {error.strerror}") from None
 
 
 def read_text(path: Path, most_bytes: int) -> str:
@@ -162,7 +196,7 @@ def read_text(path: Path, most_bytes: int) -> str:
     Raises:
         ValueError: the file is too large, no regular file or no UTF-8; one line that names it.
     """
-    with open_regular(path) as file:
+    with open_sound(path) as file:
         content = file.read(most_bytes + 1)
     if len(content) > most_bytes:
         raise ValueError(f"{path} is damaged: it has more than {most_bytes >> 20} MiB")
@@ -170,6 +204,13 @@ def read_text(path: Path, most_bytes: int) -> str:
         return content.decode("utf-8")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is damaged: it is no UTF-8 text") from None
+
+
+def _size(status: os.stat_result, path: str | os.PathLike[str]) -> int:
+    if not stat.S_ISREG(status.st_mode):
+        kind = "a folder, not a file" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+        raise NotRegularError(0, f"is {kind}", os.fspath(path))
+    return status.st_size
 
 
 def _reason(error: Exception) -> str:

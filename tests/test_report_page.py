@@ -353,7 +353,7 @@ def test_a_folder_is_not_left_and_nothing_is_waited_for(tmp_path: Path, capsys, 
             file.truncate(1 << 40)
     with pytest.raises(SystemExit):
         report.main([str(run)])
-    reasons = {"link": "leads out", "pipe": "no regular file", "giant": "MiB"}
+    reasons = {"link": "leads out", "pipe": "not a regular file", "giant": "MiB"}
     error = capsys.readouterr().err
     assert error.startswith(f"error: {path} is damaged: ")
     assert reasons[kind] in error

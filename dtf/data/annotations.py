@@ -103,7 +103,7 @@ def read_path_lists(
     rows: dict[str, Rows] = {}
     for split, path in files.items():
         read = rows[split] = Rows(os.path.basename(path))
-        for line, video, _, label_text in iter_rows(read_text(path), read.source, found):
+        for line, video, _, label_text in iter_rows(annotation_text(path), read.source, found):
             name = os.path.splitext(os.path.basename(video.rstrip("/")))[0]
             fault, label = parse_label(label_text, label_of, class_names)
             if fault is not None:
@@ -199,7 +199,7 @@ def unknown_class(name: str, known: Sequence[str], faults: Sequence[str]) -> str
     return f"{shown(name)} is not one of the {len(known)} classes{hint}"
 
 
-def read_text(path: StrPath) -> str:
+def annotation_text(path: StrPath) -> str:
     """The text of a file, or ValueError with the reason and, where it is not UTF-8, the line."""
     source = os.path.basename(path)
     try:
@@ -215,7 +215,7 @@ def read_text(path: StrPath) -> str:
 
 def parse_json(path: StrPath, **options: Any) -> Any:
     source = os.path.basename(path)
-    text = read_text(path)
+    text = annotation_text(path)
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError as error:
@@ -230,7 +230,7 @@ def iter_json_list(path: StrPath, faults: list[str]) -> Iterator[tuple[int, Any]
     One at a time: all at once, 169,000 entries would take half a gigabyte.
     """
     source = os.path.basename(path)
-    text = read_text(path)
+    text = annotation_text(path)
     decoder = json.JSONDecoder()
     position = _skip_blanks(text, 0)
     line, counted = 1, 0

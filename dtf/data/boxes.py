@@ -16,6 +16,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from dtf.data import bounds
+from dtf.files import open_regular
 
 MAX_INDEX_BYTES = 128 << 20
 """A `moov` or `moof` box; that of MAX_PACKETS frames has 80 MB."""
@@ -37,7 +38,7 @@ def index_fault(path: str | os.PathLike[str]) -> str | None:
     Raises:
         OSError: the file cannot be read.
     """
-    with bounds.open_regular(path) as file:
+    with open_regular(path) as file:
         descriptor = file.fileno()
         size = file.seek(0, os.SEEK_END)
         fragment_samples = 0

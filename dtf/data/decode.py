@@ -32,6 +32,7 @@ from pytorchvideo.data.video import Video, VideoPathHandler
 from dtf.data import bounds
 from dtf.data.boxes import index_fault
 from dtf.data.reader import FrameReader, VideoError
+from dtf.files import NotRegularError, check_regular
 from dtf.text import printable
 
 # What is wrong with a video is said by its error. torchvision below 0.29, which PyTorchVideo has loaded, lets
@@ -140,7 +141,7 @@ def open_stream(path: str) -> tuple[Any, Any]:
             more than `dtf.data.bounds` allows.
     """
     try:
-        if bounds.check_regular(path) == 0:  # opening a pipe would wait for its other end
+        if check_regular(path) == 0:  # opening a pipe would wait for its other end
             raise VideoError(path, "is empty (0 bytes)")
         if fault := index_fault(path):
             raise VideoError(path, fault)
@@ -148,7 +149,7 @@ def open_stream(path: str) -> tuple[Any, Any]:
     except FileNotFoundError as error:
         reason = "is a link to a missing file" if os.path.islink(path) else "does not exist"
         raise VideoError(path, reason) from error
-    except bounds.NotRegularError as error:
+    except NotRegularError as error:
         raise VideoError(path, str(error.strerror)) from error
     except (av.FFmpegError, OSError) as error:
         reason = f"cannot be opened as a video ({error.strerror or type(error).__name__})"

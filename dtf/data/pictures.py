@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 
 from dtf.data import bounds
 from dtf.data.reader import FrameReader, VideoError
+from dtf.files import NotRegularError, open_regular
 from dtf.text import printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
@@ -65,7 +66,7 @@ class PictureReader(FrameReader):
         self.name = os.path.basename(self.path)
         try:
             data = bounds.read_regular(self.path, bounds.MAX_IMAGE_BYTES)
-        except (bounds.NotRegularError, bounds.TooLargeError) as error:
+        except (NotRegularError, bounds.TooLargeError) as error:
             raise VideoError(self.path, str(error.strerror)) from error
         except OSError as error:
             raise VideoError(self.path, f"cannot be read ({error.strerror})") from error
@@ -96,7 +97,7 @@ def is_picture(path: str | os.PathLike[str]) -> bool:
     False as well for what is no readable file.
     """
     try:
-        with bounds.open_regular(path) as file:
+        with open_regular(path) as file:
             head = file.read(1 << 12)
     except OSError:
         return False

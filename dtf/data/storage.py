@@ -31,6 +31,7 @@ from dtf.data.lists import is_video_name
 from dtf.data.memory import ArrayReader
 from dtf.data.pictures import PICTURE_FAULTS, PictureReader, is_picture, open_picture
 from dtf.data.reader import FrameReader, VideoError
+from dtf.files import NotRegularError, check_regular
 from dtf.text import printable
 
 _FRAME_NAME = re.compile(r"(.*?)([0-9]{1,9})\.jpe?g", re.IGNORECASE | re.DOTALL)
@@ -163,7 +164,7 @@ class FrameFolderReader(JpegReader):
     def _load(self, name: str) -> bytes | None:
         try:
             return bounds.read_regular(os.path.join(self.path, name), bounds.MAX_IMAGE_BYTES)
-        except (bounds.NotRegularError, bounds.TooLargeError) as error:
+        except (NotRegularError, bounds.TooLargeError) as error:
             raise VideoError(self.path, f"image {printable(name)} {error.strerror}") from error
         except OSError:
             return None
@@ -273,7 +274,7 @@ def _check_lmdb_file(folder: str) -> None:
     """Refuse files that are no whole LMDB before they are mapped."""
     file = os.path.join(folder, _LMDB_FILE)
     try:
-        size = bounds.check_regular(file)
+        size = check_regular(file)
     except OSError as error:
         raise VideoError(folder, f"{_LMDB_FILE} cannot be read ({error.strerror})") from error
     if size < 2 * min(_LMDB_PAGE_SIZES):

@@ -12,6 +12,8 @@ Sources: PyTorchVideo 0.1.5 (Fan et al., arXiv 2111.09887). Slow, SlowFast: Feic
 arXiv 1711.11248. MViT: Fan et al., arXiv 2104.11227.
 
 PyTorchVideo is imported by the first of these networks that is built, and not before.
+
+One piece, though long: a builder and its options for each of six networks, all around one wrapper.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dtf.errors import RunError
-from dtf.files import MOST_BYTES_YAML, explaining, open_regular, read_json, read_text, read_yaml
+from dtf.files import MOST_BYTES_YAML, explaining, open_sound, read_json, read_text, read_yaml
 from dtf.runs.lock import lock
 from dtf.runs.measure import measures
 from dtf.runs.process import RUN_FOLDER, is_first_process
@@ -97,7 +97,7 @@ def failure(folder: Path) -> str | None:
     path = folder / FAILURE
     if not path.is_file():
         return None
-    with open_regular(path) as file:
+    with open_sound(path) as file:
         return file.readline(1 << 16).decode("utf-8", "replace").rstrip("\n")
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from dtf.files import MOST_BYTES_YAML, open_regular, read_json, read_text, read_yaml
+from dtf.files import MOST_BYTES_YAML, open_sound, read_json, read_text, read_yaml
 from dtf.runs.folder import file_of
 from dtf.runs.measure import Measure, measures
 
@@ -109,7 +109,7 @@ class Run:
         path = file_of(self.folder, name) if name == os.path.basename(name) else None
         if path is None:
             raise ValueError(f"the run's folder has no picture {name[:100]!r}")
-        with open_regular(path) as file:
+        with open_sound(path) as file:
             content = file.read(MOST_PICTURE_BYTES + 1)
         if len(content) > MOST_PICTURE_BYTES or not content.startswith(b"\x89PNG\r\n"):
             raise ValueError(f"{path.name} is no picture, or one of more than {MOST_PICTURE_BYTES >> 20} MiB")
@@ -152,7 +152,7 @@ def _lines(path: Path) -> Iterator[str]:
     Raises:
         ValueError: the file, one of its lines or all of them are too large.
     """
-    with open_regular(path) as file:
+    with open_sound(path) as file:
         if os.fstat(file.fileno()).st_size > MOST_CSV_BYTES:
             raise ValueError(f"{path} is damaged: it has more than {MOST_CSV_BYTES >> 20} MiB")
         while line := file.readline(MOST_LINE_BYTES):

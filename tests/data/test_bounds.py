@@ -22,6 +22,7 @@ from dtf.data.lists import VideoIndex, read_list
 from dtf.data.sampling import FrameSampler
 from dtf.data.storage import open_video
 from dtf.data.transforms import TestTransform
+from dtf.files import NotRegularError, check_regular
 
 STATUS, PEAK = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -208,14 +209,14 @@ def test_only_regular_files_are_opened(tmp_path):
     (tmp_path / "file").write_bytes(b"12345")
     (tmp_path / "link").symlink_to("file")
     assert bounds.read_regular(tmp_path / "link") == b"12345"
-    assert bounds.check_regular(tmp_path / "link") == 5
+    assert check_regular(tmp_path / "link") == 5
     with pytest.raises(bounds.TooLargeError, match="has 5 bytes, more than 4"):
         bounds.read_regular(tmp_path / "file", 4)
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero", "."):
-        for check in (bounds.read_regular, bounds.check_regular):
-            with pytest.raises(bounds.NotRegularError, match="not a"):
+        for check in (bounds.read_regular, check_regular):
+            with pytest.raises(NotRegularError, match="not a"):
                 check(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         bounds.read_regular(tmp_path / "none")

@@ -18,8 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from dtf.data import bounds
 from dtf.data.prepare.rows import Videos
+from dtf.files import open_regular
 from dtf.text import printable
 
 JOURNAL = "journal.sqlite"
@@ -129,7 +129,7 @@ def _refuse(path: Path, name: str, found: str, value: Any) -> None:
 def _take_over(videos: Videos, path: Path, settings: Mapping[str, Any]) -> bool:
     """Copy what a journal of JSON lines holds into this one; False: there is none."""
     try:
-        file = io.BufferedReader(bounds.open_regular(path))  # readline of an unbuffered file is slow
+        file = io.BufferedReader(open_regular(path))  # readline of an unbuffered file is slow
     except FileNotFoundError:
         return False
     with file:

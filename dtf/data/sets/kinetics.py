@@ -19,10 +19,10 @@ from dtf.data.annotations import (
     AnnotatedSet,
     Rows,
     StrPath,
+    annotation_text,
     class_key,
     join,
     read_class_list,
-    read_text,
     shown,
     unknown_class,
 )
@@ -93,7 +93,7 @@ def _read_kinetics_rows(
     rows = Rows(os.path.basename(path))
     faults_before = len(faults)
     columns: dict[str, int] = {}
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(annotation_text(path).split("\n"), 1):
         if not line.strip():
             continue
         where = f"{rows.source} line {number}"
@@ -151,7 +151,8 @@ def _whole_seconds(text: str) -> int | None:
 
 def is_kinetics_csv(path: StrPath) -> bool:
     """Whether a file begins with the header of a Kinetics annotation, rather than being a list of paths."""
-    return "youtube_id" in next((line for line in read_text(path).split("\n") if line.strip()), "").lower()
+    lines = annotation_text(path).split("\n")
+    return "youtube_id" in next((line for line in lines if line.strip()), "").lower()
 
 
 def _read(splits: Mapping[str, Path], files: Mapping[str, Path], faults: list[str]) -> AnnotatedSet:

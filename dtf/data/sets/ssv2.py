@@ -16,12 +16,12 @@ from dtf.data.annotations import (
     AnnotatedSet,
     Rows,
     StrPath,
+    annotation_text,
     class_key,
     iter_json_list,
     join,
     kind,
     parse_json,
-    read_text,
     shown,
     unknown_class,
 )
@@ -121,7 +121,7 @@ def _read_answers(
 ) -> dict[str, int]:
     answers: dict[str, int] = {}
     source = os.path.basename(path)
-    for number, line in enumerate(read_text(path).split("\n"), 1):
+    for number, line in enumerate(annotation_text(path).split("\n"), 1):
         if not line.strip():
             continue
         video_id, _, name = line.strip().partition(";")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prepared import read_lists
 
-from dtf.data.annotations import AnnotatedSet, Rows, join, read_class_list, read_text
+from dtf.data.annotations import AnnotatedSet, Rows, annotation_text, join, read_class_list
 from dtf.data.prepare import check, main
 from dtf.data.sets.data_set import DATA_SETS, DataSet, register
 
@@ -16,7 +16,7 @@ def read(splits, files, faults):
     rows = {}
     for split, path in splits.items():
         rows[split] = Rows(path.name)
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(annotation_text(path).splitlines(), 1):
             name, _, video = line.partition("|")
             if name in class_names:
                 rows[split].add(video, class_names.index(name), number)
