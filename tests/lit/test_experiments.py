@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -15,6 +16,7 @@ import torch
 from engine import REPOSITORY, documented
 from golden_files import GOLDEN, stored
 from omegaconf import DictConfig, OmegaConf
+from PIL import Image
 from quick import quick
 from test_conf import CONF, options, settings
 
@@ -24,7 +26,7 @@ from dtf.data.transforms import TrainTransform
 from dtf.layers import temporal_layers
 from dtf.layers.temporal import FAMILIES
 from dtf.lit import build
-from dtf.lit.optim import OptimConfig, build_optimizer, parameter_groups, warmup_cosine
+from dtf.lit.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from dtf.models import VideoNetwork
 from dtf.runs.composing import plain
 from dtf.runs.process import RUN_FOLDER
@@ -154,9 +156,9 @@ def test_kinetics_resnet_is_sifas(family: str, depth: int, frames: int) -> None:
 def test_learning_rates_are_sifas() -> None:
     """Those of its scheduler, but for the second micro-batch at the highest one."""
     values, meta = stored(GOLDEN / "sifa" / "lr_schedule.npz")
-    optim = recipe("k400_sifa_resnet50_16f").optim
+    optim = OptimConfig.from_mapping(plain(recipe("k400_sifa_resnet50_16f").optim))
     steps, warmup = (meta["iters_per_epoch"] * meta[key] for key in ("epochs", "warmup_epochs"))
-    share = warmup_cosine(steps, warmup, optim.warmup_start, optim.min_lr)
+    share = learning_rate(optim.schedule, steps, warmup, optim.warmup_start, optim.min_lr)
     ours = [meta["base_lr"] * share(step) for step in range(steps)]
     theirs = values["lr"].tolist()
     assert theirs[warmup + 1] == pytest.approx(theirs[warmup], abs=0) == 0.04
@@ -331,12 +333,26 @@ RUNS = {
         *("model.depths=[1,1,1,1]", "model.num_heads=[1,1,1,1]", "model.embed_dim=16"),
         *("model.window_size=2", "data.short_side_px=32", "trainer.precision=32-true"),
     ],
+    "experiment=imagenet_ddf_mul_resnet50": [
+        *("model.layers=[1,1,1,1]", "model.widths=[8,8,16,16]", "trainer.precision=32-true"),
+        *("data.crop_px=32", "data.short_side_px=32", "data.batch_size=4", "data.num_workers=0"),
+    ],
 }
+
+
+def write_pictures(root: Path) -> None:
+    """Four pictures of two of ImageNet's classes for training and four for validation, of noise."""
+    source = np.random.default_rng(0)
+    for folder in itertools.product(("train", "val"), ("n01440764", "n02510455")):
+        root.joinpath(*folder).mkdir(parents=True)
+        for name in ("0.JPEG", "1.JPEG"):
+            pixels = source.integers(0, 255, (40, 50, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(root.joinpath(*folder, name))
 
 
 @pytest.mark.parametrize("part", RUNS)
 def test_a_recipe_trains(part: str, tiny_data: list[str], tmp_path: Path, command, monkeypatch) -> None:
-    """A step of a documented command on generated videos, with the recipe's own augmentation."""
+    """A step of a documented command on generated videos or pictures, with the recipe's own augmentation."""
     given = documented("recipes.md", part)
     (option,) = [word.split("=")[1] for word in given if word.startswith("experiment=")]
     seen = tmp_path / "seen.txt"  # clips are read and augmented in a process of their own
@@ -348,17 +364,20 @@ def test_a_recipe_trains(part: str, tiny_data: list[str], tmp_path: Path, comman
         return augment(self, clip, label, rng)
 
     monkeypatch.setattr(TrainTransform, "augment", spy)
-    small = ["data=motion", *tiny_data, "data.clip_length=16", "debug=step", "model.pretrained=false"]
-    here = ["trainer.accelerator=cpu", "trainer.devices=1", f"output={tmp_path}"]
-    done = command(*given, *small, *RUNS[part], *here)
+    data, frames = ["data=motion", *tiny_data, "data.clip_length=16"], 16
+    if option not in VIDEO_EXPERIMENTS:
+        write_pictures(tmp_path / "pictures")
+        data, frames = [f"data.root={tmp_path}/pictures"], 1
+    small = ["debug=step", "model.pretrained=false", "trainer.accelerator=cpu", "trainer.devices=1"]
+    done = command(*given, *data, *small, *RUNS[part], f"output={tmp_path}/run")
     assert done.code == 0, done.err
     meant = build.instantiate(recipe(option).data).train_transform
     # What its crop does not use, and labels of other classes, are those of the data set.
     meant = dataclasses.replace(meant, crop_px=32, flip_labels=(), short_side_px=None)
-    assert set(seen.read_text().splitlines()) == {f"(16, 3, 32, 32) {meant}"}
-    state = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)
+    assert set(seen.read_text().splitlines()) == {f"({frames}, 3, 32, 32) {meant}"}
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == 1
-    assert json.loads((tmp_path / "results.json").read_text("utf-8"))["videos"] == 4
+    assert json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))["videos"] == 4
 
 
 def test_ingredients_of_the_data_train(tiny_data: list[str], tmp_path: Path, command) -> None:
