@@ -156,22 +156,21 @@ class VideoDataModule(LightningDataModule):
             tuple(mean),
             tuple(std),
         )
-        parts = {key: value for key, value in (augment or {}).items() if key in _AUGMENT_PARTS}
-        built = {
-            key: None if value is None else build(_AUGMENT_PARTS[key], {}, value, f"data.augment.{key}")
-            for key, value in parts.items()
-        }
-        self.train_transform = build(
-            TrainTransform,
-            {"crop_px": crop_px, "mean": self.view.mean, "std": self.view.std},
-            {**(augment or {}), **built},
-            "data.augment",
-        )
+        self.train_transform = self._build_train_transform(augment or {})
 
         self._given_class_names = class_names
         self._class_names: list[str] | None = None
         self._indexes: dict[str, VideoIndex] = {}
         self._left_out: dict[str, np.ndarray] = {}
+
+    def _build_train_transform(self, augment: Mapping[str, Any]) -> TrainTransform:
+        built = {
+            key: None if value is None else build(_AUGMENT_PARTS[key], {}, value, f"data.augment.{key}")
+            for key, value in augment.items()
+            if key in _AUGMENT_PARTS
+        }
+        shared = {"crop_px": self.view.crop_px, "mean": self.view.mean, "std": self.view.std}
+        return build(TrainTransform, shared, {**augment, **built}, "data.augment")
 
     def _faults(self) -> list[str]:
         """What is out of range, a line each."""

@@ -47,6 +47,8 @@ def command(
 ) -> Callable[[Callable], Callable[[], None]]:
     """Make a Hydra program of a function.
 
+    One piece, though long: what stands before Hydra and what it runs are functions that share these settings.
+
     Args:
         config_name: file in the folder conf/ beside the function's file, without ".yaml".
         prepare: sees and changes the command-line arguments before Hydra does.

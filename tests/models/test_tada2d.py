@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import golden_files
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from dtf.layers import layer_maps, temporal_layers
 from dtf.layers.tada import TADA, PooledNorm, RoutedConv2d, TAdaOptions
 from dtf.layers.temporal import Temporal
+from dtf.lit.optim import OptimConfig, parameter_groups
 from dtf.models import VideoNetwork, convert_original_state_dict, create_model
 from dtf.models.resnet import Carried, TemporalBottleneck
 from dtf.models.weights.convert import CONVERSIONS
@@ -67,6 +69,24 @@ def test_golden_networks(name: str) -> None:
             )
         narrow = model.float()(x.float())
     assert_close(narrow.double(), values["logits"], 1e-4, "float32")
+
+
+def test_the_same_parameters_are_decayed() -> None:
+    """Each parameter filled with its original's decay, carried over by the conversion."""
+    groups = json.loads((GOLDEN / "param_groups_tada2d_k400.json").read_text())["groups"]
+    assert {group["lr_mult"] for group in groups} == {1.0}
+    decay = {name: group["weight_decay"] for group in groups for name in group["names"]}
+    entries = json.loads((GOLDEN / f"{FILES['tada2d_resnet50']}.state.json").read_text())["state"]
+    original = {name: torch.full(shape, decay.get(name, 0.0)) for name, shape, *_ in entries}
+    with torch.device("meta"):
+        model = create_model("tada2d_resnet50", 400, clip_length=8)
+    state, _ = convert_original_state_dict(original, model)
+    ours = parameter_groups(model, OptimConfig(name="sgd", lr=0.24, weight_decay=1e-4))
+    for group in ours:
+        for name in group["param_names"]:
+            values = set(state[name].unique().tolist())
+            assert values == {torch.tensor(group["weight_decay"]).item()}, name
+    assert sum(len(group["params"]) for group in ours) == len(decay)
 
 
 @pytest.mark.parametrize(("classes", "count"), [(400, 27_485_472), (174, 27_022_398)])
