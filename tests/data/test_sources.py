@@ -257,11 +257,19 @@ def test_palettes_with_transparency_keep_their_colours(tmp_path):
     assert np.array_equal(read_picture(tmp_path / "a", data), image.convert("RGB"))
 
 
-def test_16_bits_become_the_upper_8(tmp_path):
-    """Pillow alone makes all above 255 white."""
-    grey = (np.arange(48 * 64).reshape(48, 64) * 21).astype(np.uint16)
-    found = read_picture(tmp_path / "a.png", encoded(Image.fromarray(grey), "PNG"))
-    assert np.array_equal(found, np.repeat((grey >> 8).astype(np.uint8)[:, :, None], 3, axis=2))
+@pytest.mark.parametrize(("colour_type", "channels"), [(0, 1), (2, 3), (4, 2), (6, 4)])
+def test_16_bits_become_the_upper_8(tmp_path, colour_type, channels):
+    """Grey, colours, both with transparency, which is left out. Pillow alone makes grey above 255 white."""
+    values = np.random.default_rng(0).integers(0, 1 << 16, (20, 30, channels)).astype(">u2")
+    rows = b"".join(b"\0" + row.tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", 30, 20, 16, colour_type, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(rows)), (b"IEND", b""))
+    data = b"".join(
+        struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d)) for t, d in chunks
+    )
+    found = read_picture(tmp_path / "a.png", b"\x89PNG\r\n\x1a\n" + data)
+    upper = (values >> 8).astype(np.uint8)
+    assert np.array_equal(found, upper[:, :, :3] if channels > 2 else upper[:, :, [0, 0, 0]])
 
 
 @pytest.mark.parametrize(
