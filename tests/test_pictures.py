@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from engine import Outcome
+from engine import REPOSITORY, Outcome, documented
 from PIL import Image
 from test_train import assert_same
 
+from dtf.data.storage import open_video
+from dtf.data.transforms import TestTransform, normalize
 from dtf.explain import main as explain
 from dtf.export import main as export
+from dtf.models import create_model
 from dtf.predict import main as predict
 from dtf.runs.checkpoint import load_checkpoint
 
@@ -161,3 +165,31 @@ def test_what_the_commands_make_of_it(run: Path, root: Path, tmp_path: Path, mon
     assert all(name in page for name in BROKEN)
     assert "across/" in page
     assert "along" in page
+
+
+def test_published_weights_are_tested_by_the_documented_lines(root: Path, tmp_path: Path, command) -> None:
+    text = (REPOSITORY / "docs" / "ddf.md").read_text("utf-8")
+    [lines] = re.findall(r"^```python\n([^`]*?read_state_dict.*?)^```", text, flags=re.M | re.S)
+    small = {"num_classes": 2, "layers": [1, 1, 1, 1], "widths": [8, 8, 16, 16]}
+    lines = lines.replace("num_classes=1000", f"**{small}")
+    for name in ("imagenet", "ddf_mul_resnet50.pth", "ddf_mul_resnet50.safetensors"):
+        path = root if name == "imagenet" else tmp_path / name
+        lines = lines.replace(f'"{name}"', repr(str(path)))
+    torch.manual_seed(0)
+    network = create_model("ddf_mul_resnet50", clip_length=1, **small).eval()
+    original = {key.removeprefix("backbone."): value for key, value in network.state_dict().items()}
+    torch.save({"state_dict": original}, tmp_path / "ddf_mul_resnet50.pth")
+    exec(lines, {})
+
+    given = documented("ddf.md", "eval.py")
+    given = [f"checkpoint={tmp_path}/{a.split('=')[1]}" if a.startswith("checkpoint=") else a for a in given]
+    here = [f"data.root={root}", "data.num_workers=0", "data.max_bad_fraction=0.3", f"output={tmp_path}/out"]
+    done = command(*given, *here, "trainer=cpu")
+    assert done.code == 0, done.err
+    row = scores(tmp_path / "out")["along/0.png"]
+    crop = TestTransform(224, 256, interpolation="bicubic")
+    with open_video(root / "val" / "along" / "0.png") as reader:
+        [view] = crop.crops(reader.read([0])[0])
+    with torch.inference_mode():
+        expected = network(normalize(view[None, :, None])).softmax(dim=1)
+    assert float(row["score:across"]) == pytest.approx(expected[0, 0].item(), abs=1e-5)
