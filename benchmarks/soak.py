@@ -28,6 +28,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+from processes import family
 
 from dtf.data.datamodule import VideoDataModule
 
@@ -63,13 +64,6 @@ def write_videos(root: Path) -> None:
             data = path.read_bytes()
             broken = (b"", data[: len(data) // 2], b"<html>" * 100, data[:2000] + bytes(len(data)))
             path.write_bytes(broken[i // (NUM_VIDEOS // NUM_BROKEN) % len(broken)])
-
-
-def family(process: int | None = None) -> list[int]:
-    """This process and all below it: workers, and the children that read for them."""
-    process = process or os.getpid()
-    children = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-    return [process, *(found for child in children for found in family(int(child)))]
 
 
 def memory_mb() -> float:

@@ -13,7 +13,7 @@ from engine import FULL_RECIPE, REPOSITORY, Outcome, run_subprocess
 
 TRAINING = {"command", "tiny_run", "tiny_checkpoint"}
 """Fixtures that train, or run a command that does."""
-PROCESSES = {"run_subprocess", "run_forked", "run_isolated", "subprocess"}
+PROCESSES = {"run_subprocess", "run_forked", "subprocess"}
 """What a module that starts processes has imported."""
 
 

@@ -27,7 +27,8 @@ def load(name: str):
 
 
 @pytest.fixture(autouse=True)
-def threads():
+def threads(monkeypatch):
+    monkeypatch.syspath_prepend(FOLDER)  # as for a script: benchmarks share modules
     before = torch.get_num_threads()
     yield
     torch.set_num_threads(before)
@@ -93,6 +94,22 @@ def test_contenders_give_the_same_clips():
 
 
 @pytest.mark.skipif(not Path("/proc/self/smaps_rollup").exists(), reason="reads /proc")
+def test_reading_benchmark(tmp_path, capsys, monkeypatch):
+    """Two checkouts, here one and the same, are read in turns."""
+    reading = load("reading")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(reading, "CLIPS", {"decode": 1})
+    before = str(FOLDER.parent)
+    assert reading.main([before, "--only", "carphone_distorted", "--rounds", "2"]) == 0
+    *_, row = capsys.readouterr().out.splitlines()
+    name, kind, now_ms, before_ms, ratio, _ = row.split()
+    assert (name, kind) == ("carphone_distorted", "decode")
+    assert float(now_ms) > 0 < float(before_ms)
+    assert float(ratio) > 0
+    with pytest.raises(SystemExit):
+        reading.main([str(tmp_path)])
+
+
 def test_soak_benchmark(capsys, monkeypatch):
     bench = load("soak")
     monkeypatch.setattr(bench, "NUM_VIDEOS", 40)

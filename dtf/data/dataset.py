@@ -136,7 +136,7 @@ class TrainDataset(Dataset[Sample]):
         errors: list[BrokenVideo] = []
         repeat, video = divmod(index, len(self.index))
         for draw in range(repeat * _ATTEMPTS, (repeat + 1) * _ATTEMPTS):
-            video_index, _ = self._draw(epoch, video, draw)
+            video_index = video if draw % _ATTEMPTS == 0 else self._draw(epoch, video, draw)[0]
             path = self.index.path(video_index)
             try:
                 label, clip = self._reading.call(
@@ -331,9 +331,10 @@ def collate(samples: Sequence[Sample]) -> Batch:
     """Join videos to a batch of views: B is the sum of their V."""
     views = torch.tensor([len(sample["view_index"]) for sample in samples])
     videos = [sample["video"] for sample in samples]
-    video_BTHWC = torch.cat(videos) if len(videos) > 1 else videos[0]  # ten views need no copy
+    # In a worker default_collate writes to shared memory at once, where torch would copy a batch to.
+    video_BVTHWC = default_collate(videos) if len(videos) > 1 else videos[0][None]
     return Batch(
-        video=video_BTHWC.permute(0, 4, 1, 2, 3),
+        video=video_BVTHWC.flatten(0, 1).permute(0, 4, 1, 2, 3),
         label=default_collate([sample["label"] for sample in samples for _ in sample["view_index"]]),
         video_index=torch.tensor([sample["video_index"] for sample in samples]).repeat_interleave(views),
         view_index=torch.cat([sample["view_index"] for sample in samples]),

@@ -21,6 +21,7 @@ import json
 import math
 import mmap
 import os
+import select
 import signal
 import sys
 import threading
@@ -127,8 +128,7 @@ class ReadingProcess:
             if not self._memories:
                 self._memories = [_Memory(self.shape) for _ in range(_NUM_MEMORIES)]
             self._number, *others = [n for n, memory in enumerate(self._memories) if memory.is_free]
-            function, request = functools.partial(self._read, function), (self._number, *request)
-            kind, answer = self._ask(function, request, seconds) if FORKS else _answer(function, request)
+            kind, answer = self._ask(function, (self._number, *request), seconds)
             if kind == "missing":
                 raise ModuleNotFoundError(answer)
             if kind == "done":
@@ -149,22 +149,31 @@ class ReadingProcess:
     def _ask(
         self, function: Callable[..., Any], request: Sequence[Any], seconds: float | None
     ) -> Sequence[Any]:
-        if self._child is not None and not self._child.alive():
-            self._end()  # it died while it had nothing to do, which is no video's fault
-        if self._child is None:
-            self._child = _Child(function)
-            self._finish = weakref.finalize(self, self._child.end)
+        if not FORKS:
+            return _answer(functools.partial(self._read, function), request)
+        asked = json.dumps(request).encode()
         try:
-            self._child.pipe.send_bytes(json.dumps(request).encode())
-            if not self._child.pipe.poll(seconds):
+            try:
+                child = self._child or self._start(function)
+                child.pipe.send_bytes(asked)
+            except BrokenPipeError:  # it died while it had nothing to do, which is no video's fault
+                self._end()
+                child = self._start(function)
+                child.pipe.send_bytes(asked)
+            if not child.answers(seconds):
                 self._end()
                 return "given up", f"took longer than max_read_seconds={seconds:g} and was given up"
-            return json.loads(self._child.pipe.recv_bytes())
+            return json.loads(child.pipe.recv_bytes())
         except (EOFError, OSError):  # its end of the pipe is closed: it died
             return "given up", f"crashed its reader ({self._end()})"
         except BaseException:  # Ctrl-C: the answer to come is to nobody's question
             self._end()
             raise
+
+    def _start(self, function: Callable[..., Any]) -> _Child:
+        self._child = _Child(functools.partial(self._read, function))
+        self._finish = weakref.finalize(self, self._child.end)
+        return self._child
 
     def _end(self) -> str:
         if self._child is None:
@@ -247,6 +256,12 @@ class _Child:
                 finally:
                     os._exit(1)
         theirs.close()
+        self._waiting = select.poll()  # once: `Connection.poll` makes a selector in each call
+        self._waiting.register(self.pipe, select.POLLIN)
+
+    def answers(self, seconds: float | None) -> bool:
+        """Wait for an answer, or for its end; False: neither came in time."""
+        return bool(self._waiting.poll(None if seconds is None else math.ceil(seconds * 1e3)))
 
     def alive(self) -> bool:
         if self._status is None:

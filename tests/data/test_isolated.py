@@ -174,17 +174,10 @@ def test_interrupted_calls_mix_up_no_answers(monkeypatch):
     process, call = caller()
     call("abc")
 
-    class Interrupted:
-        def __init__(self, pipe):
-            self.pipe = pipe
+    def interrupted(seconds):
+        raise KeyboardInterrupt
 
-        def __getattr__(self, name):
-            return getattr(self.pipe, name)
-
-        def poll(self, seconds):
-            raise KeyboardInterrupt
-
-    process._child.pipe = Interrupted(process._child.pipe)
+    monkeypatch.setattr(process._child, "answers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         call("a")
     assert call("abcd")[1].tolist() == [[4] * 3] * 2

@@ -14,6 +14,7 @@ from dtf.data.pool import Lost, Stop, run_isolated
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="the faults are made with POSIX signals")
 
 
+@pytest.mark.slow
 def test_lost_processes_are_replaced_and_the_rest_goes_on():
     jobs = [1, "hang", "segfault", 2, "killed", "exit", "raise", 3]
     start = time.monotonic()

@@ -77,7 +77,6 @@ def drawn_with_fallback() -> None:
     assert len(figures._fonts().chosen) == 2
 
 
-@pytest.mark.slow
 def test_every_picture_uses_them(tmp_path: Path) -> None:
     frames = np.zeros((4, 16, 16, 3), np.uint8)
     names = [f"{NAME} {k}" for k in range(3)]
