@@ -48,6 +48,7 @@ NETWORKS = {
     "dtf_swin_small": SWIN,
     "c2d_tiny": {"clip_length": 4, "widths": (8, 8, 8, 8)},
     "ddf_tiny": {"clip_length": 1, "widths": (8, 8, 8, 8)},
+    "sifa_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8), "first_stage": 3, "kernel_size": 1},
     "tada_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8)},
 }
 

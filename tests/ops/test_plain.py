@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from operator_samples import SAMPLES
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from dtf.ops.dispatch import OPERATORS, decompositions
 
@@ -31,6 +32,16 @@ def test_plain_forms_equal_the_references(shape, kernel_size, dilation, dtype, o
         assert one.shape == reference.shape
         tolerance = 1e-12 if dtype == torch.float64 else 2**-10
         assert (one.double() - reference).abs().max() <= tolerance * reference.abs().max()
+
+
+@pytest.mark.parametrize(
+    "op", [op for op in SAMPLES if "deformable" in op.operator], ids=lambda op: op.__name__
+)
+def test_graphs_of_deformed_samples_are_small(op):
+    """Exporters take minutes where each corner of a sample has nodes of its own."""
+    tensors = op.tensors((1, 4, 2, 5, 6), 3, torch.float32)
+    graph = make_fx(lambda *given: OPERATORS[op.operator].plain(*given, 3, 1, *op.more))(*tensors).graph
+    assert len(graph.nodes) <= 12 * 9 + 60
 
 
 class AllOfThem(torch.nn.Module):

@@ -5,6 +5,8 @@ Letters: B clips, C channels, T frames, H x W pixels, K window side, N = B*T*H*W
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -54,12 +56,7 @@ class Corners:
     def __init__(self, offset: Tensor, kernel_size: int, dilation: int) -> None:
         height, width = offset.shape[-2:]
         taps = offset.to(accumulation_dtype(offset)).unflatten(1, (kernel_size**2, 2))
-        # No constant tensors: they would stand in the way of exported graphs.
-        side = (torch.arange(kernel_size, device=offset.device) - (kernel_size - 1) // 2) * dilation
-        window = (kernel_size, kernel_size)
-        down, right = (steps.expand(window).reshape(-1, 1, 1, 1) for steps in (side.unsqueeze(1), side))
-        rows = torch.arange(height, device=offset.device).unsqueeze(1) + down
-        columns = torch.arange(width, device=offset.device) + right
+        rows, columns = _pixels(kernel_size, dilation, height, width, offset.device)
         y = _along(taps[:, :, 0], rows, height)
         x = _along(taps[:, :, 1], columns, width)
         index, weight, along_y, along_x = [], [], [], []
@@ -71,6 +68,17 @@ class Corners:
             along_x.append(torch.where(there, share_y * sign_x, 0))
         self.index, self.weight = torch.stack(index, dim=2), torch.stack(weight, dim=2)
         self.along_y, self.along_x = torch.stack(along_y, dim=2), torch.stack(along_x, dim=2)
+
+
+def _pixels(
+    kernel_size: int, dilation: int, height: int, width: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(K*K, 1, H, 1) and (K*K, 1, 1, W): rows and columns of the taps of each pixel, without offsets."""
+    # No constant tensors: they would stand in the way of exported graphs.
+    side = (torch.arange(kernel_size, device=device) - (kernel_size - 1) // 2) * dilation
+    window = (kernel_size, kernel_size)
+    down, right = (steps.expand(window).reshape(-1, 1, 1, 1) for steps in (side.unsqueeze(1), side))
+    return torch.arange(height, device=device).unsqueeze(1) + down, torch.arange(width, device=device) + right
 
 
 def _along(offset: Tensor, start: Tensor, size: int) -> list[tuple[Tensor, Tensor, int, Tensor]]:
@@ -98,6 +106,25 @@ def sample(x: Tensor, corners: Corners, tap: int) -> Tensor:
         total = value if total is None else total + value
     assert total is not None
     return total
+
+
+def grid_samples(x: Tensor, offset: Tensor, kernel_size: int, dilation: int) -> Iterator[Tensor]:
+    """The samples (B*T, C, H, W) of each tap by torch's sampler, for exported graphs, which run forward only.
+
+    That is one operation a tap, which graphs of other makers have too. Places are normalised there and back,
+    by which they move by a rounding: a sample does not notice, its derivative at whole coordinates would.
+    """
+    height, width = x.shape[-2:]
+    taps = offset.to(accumulation_dtype(offset)).unflatten(1, (kernel_size**2, 2)).transpose(2, 3)
+    rows, columns = _pixels(kernel_size, dilation, height, width, offset.device)
+    places = []
+    # (B, K*K, T, H, W); x stands ahead of y, and what lies farther outside is outside.
+    for side, start, size in ((1, columns, width), (0, rows, height)):
+        place = (start + taps[:, :, :, side]).clamp(-2, size + 1)
+        places.append((2 * place + 1) / size - 1)
+    frames = x.transpose(1, 2).flatten(0, 1)
+    for grid in torch.stack(places, dim=5).to(x.dtype).unbind(1):
+        yield F.grid_sample(frames, grid.flatten(0, 1), padding_mode="zeros", align_corners=False)
 
 
 class Samples:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from dtf.ops.common.sampling import Corners, sample
+from dtf.ops.common.sampling import grid_samples
 from dtf.ops.common.window import accumulation_dtype
 
 
@@ -13,10 +13,11 @@ def deformable_aggregation(
 ) -> Tensor:
     """(B, C, T, H, W), ... -> (B, G*C, T, H, W); see :func:`dtf.ops.deformable_aggregation`."""
     wide = x.to(accumulation_dtype(x))
-    corners = Corners(offset, kernel_size, dilation)
+    # (B*T, G, 1, H, W) of each tap.
+    weights = attention.to(wide.dtype).transpose(1, 2).flatten(0, 1).unflatten(1, (groups, 1, -1)).unbind(3)
     total = None
-    for k, weight in enumerate(attention.to(wide.dtype).unflatten(1, (groups, 1, -1)).unbind(3)):
-        term = weight * sample(wide, corners, k).unsqueeze(1)
+    for weight, sampled in zip(weights, grid_samples(wide, offset, kernel_size, dilation), strict=True):
+        term = weight * sampled.unsqueeze(1)
         total = term if total is None else total + term
     assert total is not None
-    return total.flatten(1, 2).to(x.dtype)
+    return total.flatten(1, 2).unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2).to(x.dtype)
