@@ -5,7 +5,8 @@
 
 The family may be any that is registered. Rows: its layer (`torch` backend, or the one given), its plain
 `reference` form (every neighbour stacked, its gradient left to autograd; of calibrated convolutions a kernel
-for each frame, all frames as groups of one convolution) and the convolution on folded channels_last frames.
+for each frame, all frames as groups of one convolution; of deformed places torch's own sampler) and the
+convolution on folded channels_last frames.
 Every round measures all of them once, one after the other, so that other load on the machine falls on all
 alike; printed are medians over the rounds and the median of the rounds' ratios. A speed is printed only after
 the layer agreed with its reference on the same input.
@@ -29,9 +30,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import dtf.models  # noqa: F401 (registers families)
+from dtf.layers import SIFABlock
 from dtf.layers.options import defaults_of
 from dtf.layers.tada import RoutedConv2d
 from dtf.layers.temporal import FAMILIES, Place, Slot, Temporal, TemporalLayer
+from dtf.ops.dispatch import OPERATORS
 
 # Channels x side of the 3x3 convolutions of ResNet-50 at 224 px.
 SHAPES = [(64, 56), (128, 28), (256, 14), (512, 7)]
@@ -100,6 +103,21 @@ def build(options: argparse.Namespace, backend: str, channels: int, conv: nn.Con
     raise SystemExit(f"family {options.family} stands in no place at a convolution")
 
 
+class GridSampled(nn.Module):
+    """Attention to deformed places by torch's sampler, one sample a tap, its gradient left to autograd."""
+
+    def __init__(self, layer: SIFABlock) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        window = (self.layer.kernel_size, self.layer.dilation)
+        places = self.layer.offsets(x)
+        weights = OPERATORS["deformable_correlation"].plain(x, places, *window, 1)
+        found = OPERATORS["deformable_aggregation"].plain(x, places, weights, *window, 1)
+        return torch.cat((x[:, :, :-1] + found[:, :, 1:], x[:, :, -1:]), dim=2)
+
+
 class KernelsOfFrames(nn.Module):
     """A calibrated convolution in the form in which it was published."""
 
@@ -149,11 +167,20 @@ def measure(channels: int, side: int, options: argparse.Namespace) -> dict[str, 
     reference: nn.Module = build(options, "reference", channels, conv)
     for parameter in reference.parameters():
         if not parameter.any():  # a fresh layer may be the identity
-            nn.init.normal_(parameter)
+            # Of what is predicted by many numbers, as large as each of them.
+            nn.init.kaiming_normal_(
+                parameter, nonlinearity="linear"
+            ) if parameter.dim() > 1 else nn.init.normal_(parameter)
     block = build(options, options.backend, channels, conv)
     block.load_state_dict(reference.state_dict())
     if isinstance(reference, RoutedConv2d):
         reference = KernelsOfFrames(reference)
+    if (
+        isinstance(reference, SIFABlock)
+        and reference.conv_offset is not None
+        and not options.set.get("attention")
+    ):
+        reference = GridSampled(reference)
     if dtype == torch.float64:
         # Below float32, parameters stay in float32, as under autocast.
         block.double()

@@ -6,6 +6,7 @@ Letters: B clips, C channels, T frames, H x W pixels, K window side, N = B*T*H*W
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -49,8 +50,6 @@ class Corners:
     Attributes:
         index: (B, K*K, 4, T, H, W), the corner's row * W + column; 0 outside the frame.
         weight: The same shape, differentiable in ``offset``.
-        along_y: d weight / d y of each corner, same shape.
-        along_x: d weight / d x of each corner.
     """
 
     def __init__(self, offset: Tensor, kernel_size: int, dilation: int) -> None:
@@ -59,15 +58,16 @@ class Corners:
         rows, columns = _pixels(kernel_size, dilation, height, width, offset.device)
         y = _along(taps[:, :, 0], rows, height)
         x = _along(taps[:, :, 1], columns, width)
-        index, weight, along_y, along_x = [], [], [], []
-        for (row, share_y, sign_y, in_y), (column, share_x, sign_x, in_x) in ((a, b) for a in y for b in x):
-            there = in_y & in_x
-            index.append(torch.where(there, row * width + column, 0))
-            weight.append(torch.where(there, share_y * share_x, 0))
-            along_y.append(torch.where(there, sign_y * share_x, 0))
-            along_x.append(torch.where(there, share_y * sign_x, 0))
+        self._corners = [(a, b, a[3] & b[3]) for a in y for b in x]
+        index = [torch.where(there, a[0] * width + b[0], 0) for a, b, there in self._corners]
+        weight = [torch.where(there, a[1] * b[1], 0) for a, b, there in self._corners]
         self.index, self.weight = torch.stack(index, dim=2), torch.stack(weight, dim=2)
-        self.along_y, self.along_x = torch.stack(along_y, dim=2), torch.stack(along_x, dim=2)
+
+    def along(self) -> tuple[Tensor, Tensor]:
+        """(d weight / d y, d weight / d x) of each corner, of the shape of the weights."""
+        along_y = [torch.where(there, a[2] * b[1], 0) for a, b, there in self._corners]
+        along_x = [torch.where(there, a[1] * b[2], 0) for a, b, there in self._corners]
+        return torch.stack(along_y, dim=2), torch.stack(along_x, dim=2)
 
 
 def _pixels(
@@ -135,7 +135,6 @@ class Samples:
 
     Attributes:
         weight: (N, K*K, 4), as in :class:`Corners`.
-        along: (N, K*K, 2, 4), d weight / d y and d weight / d x.
     """
 
     def __init__(self, offset: Tensor, kernel_size: int, dilation: int) -> None:
@@ -144,9 +143,14 @@ class Samples:
         self.num_rows = batch * num_frames * height * width
         frames = torch.arange(batch * num_frames, device=offset.device).view(batch, 1, 1, num_frames, 1, 1)
         index = corners.index + frames * (height * width)
+        self._corners = corners
         self._index = _by_pixel(index if self.num_rows >= 2**31 else index.int())
         self.weight = _by_pixel(corners.weight)
-        self.along = torch.stack((_by_pixel(corners.along_y), _by_pixel(corners.along_x)), dim=2)
+
+    @cached_property
+    def along(self) -> Tensor:
+        """(N, K*K, 2, 4), d weight / d y and d weight / d x."""
+        return torch.stack([_by_pixel(along) for along in self._corners.along()], dim=2)
 
     def sum(self, rows: Tensor, maps: Tensor, taps: slice = slice(None)) -> Tensor:
         """``sum_k maps[n, k] * sample_k(n)``: rows (N, C), maps (N, taps) -> (N, C)."""
