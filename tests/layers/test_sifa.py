@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,17 @@ def test_maps_are_told_apart_by_taps():
     maps = SIFABlock(4).explain(draw(2, 4, 3, 5, 6, dtype=torch.float32))
     assert maps.values.shape == (2, 9, 5, 6)
     assert maps.labels[0] == "row -1, column -1"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_the_examples_of_the_page_run(number):
+    page = (Path(__file__).parents[2] / "docs" / "sifa.md").read_text("utf-8")
+    variables = {}
+    exec(re.findall(r"^```python\n(.*?)^```", page, flags=re.M | re.S)[number], variables)
+    if number == 0:
+        assert variables["y"].shape == variables["found"].shape == variables["x"].shape
+    else:
+        assert variables["looks"].mean().shape == (1, 3, 2, 9, 12)
 
 
 def test_a_pixel_looked_where_its_thing_has_gone():

@@ -177,6 +177,19 @@ def test_sifas_resnets_are_the_released_networks(option: str) -> None:
     assert (model.arguments["kernel_size"], model.arguments["offset_init"]) == (3, "kaiming")
 
 
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [
+        ("model=sifa_resnet ", "sifa_resnet50"),
+        ("model=sifa_swin ", "sifa_swin_base"),
+        ("model=sifa_tiny", "sifa_tiny"),
+        ("experiment=k400_sifa", "sifa_resnet50"),
+    ],
+)
+def test_documented_commands_of_sifa(part: str, name: str) -> None:
+    assert settings(*documented("sifa.md", part)[1:]).model.name == name
+
+
 def test_averaged_gradients_make_the_steps_of_summed_ones() -> None:
     """The published optimiser on the sum of 4 gradients against ours on their mean: the same weights."""
     cfg = recipe("k400_dtf_resnet50_16f")
