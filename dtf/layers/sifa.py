@@ -211,7 +211,7 @@ class SIFAStep(TemporalLayer):
 
     def watched(self) -> dict[str, Tensor]:
         """The norm's weights, which say how much is added."""
-        return {"norm": self.norm.weight, **self.attend.watched()}
+        return {"norm": self.norm.weight}
 
 
 class ConvolutionStep(TemporalLayer):

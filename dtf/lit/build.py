@@ -117,6 +117,19 @@ def build_task(cfg: DictConfig, data: VideoDataModule, **recipe: Any) -> Task:
     return task
 
 
+def check_heads(network: VideoNetwork, task: Task) -> None:
+    """Refuses a network of several heads for a task that cannot join them.
+
+    Raises:
+        ValueError: the task's scores are no softmax.
+    """
+    if network.num_heads > 1 and task.activation != "softmax":
+        raise ValueError(
+            f"{network.name} has {network.num_heads} heads, which are joined by softmax scores; those of "
+            f"task={task.name} are none: take a network of one head (model.dual=false)"
+        )
+
+
 def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: bool = False) -> VideoNetwork:
     """The network of `conf/model/` for a task's outputs and the clip length of the data.
 

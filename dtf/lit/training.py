@@ -126,6 +126,7 @@ def build_model(cfg: DictConfig, folder: Path) -> tuple[VideoDataModule, Engine]
     last = folder / "checkpoints" / "last.ckpt"
     goes_on = last.is_file() and not cfg.find_lr
     network = build.build_network(cfg.model, len(task.outputs), data.clip_length, goes_on)
+    build.check_heads(network, task)
     settings = config["data"] | {"root": data.root}
     description = describe(network, list(task.outputs), settings, config, task.activation)
     if goes_on:

@@ -37,6 +37,8 @@ class DualResNet(VideoResNet):
     mean of their softmax scores.
     """
 
+    num_heads = 2
+
     def stage(self, blocks: nn.Sequential, frames: Tensor) -> Tensor:
         """A stage of the backbone on folded frames."""
         if not self.recomputes:

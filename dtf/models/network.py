@@ -63,12 +63,14 @@ class VideoNetwork(nn.Module):
         name: Registered name.
         arguments: Plain data; ``create_model(name, **arguments)`` builds this network again.
         stem_weight: Name of the stem's weight in the backbone.
+        num_heads: Of several the outputs in training are apart, and in evaluation joined by softmax scores.
     """
 
     name: str = ""
     backbone: Any
     arguments: dict[str, Any]
     stem_weight: str = ""
+    num_heads: int = 1
 
     def __init__(
         self,

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from dtf.data.dataset import BrokenVideo
 from dtf.errors import RunError
+from dtf.lit.build import check_heads
 from dtf.lit.callbacks import BrokenVideos, EpochLine, LearningRate, RepeatFirstBatch, Throughput
 from dtf.lit.engine import Engine
 from dtf.lit.tasks.classification import Evaluation
@@ -136,6 +137,18 @@ def test_heads_are_learnt_each_by_itself_and_scored_together() -> None:
     torch.testing.assert_close(step.loss, each[0] + each[1])
     # The mean of softmax scores: (1 + 0.1) / 2 against (0 + 0.8) / 2.
     assert (step.sums["top1"], step.size) == (1, 2)
+
+
+def test_heads_are_joined_by_softmax_scores_alone() -> None:
+    network = create_model("sifa_resnet50", 3, 8, layers=[1, 1, 1, 1], widths=[8, 8, 8, 8])
+    task = classifier(nn.Identity(), 3, SGD).task
+    check_heads(network, task)
+    task.activation = "sigmoid"
+    check_heads(tiny(), task)
+    with pytest.raises(
+        ValueError, match=r"has 2 heads, which are joined by softmax .* \(model\.dual=false\)"
+    ):
+        check_heads(network, task)
 
 
 def test_the_schedule_counts_optimiser_steps() -> None:

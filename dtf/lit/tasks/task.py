@@ -232,7 +232,11 @@ class Task(ABC):
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch) -> Step:
-        """The loss of a training batch, whose clips are normalised. What it draws comes from torch."""
+        """The loss of a training batch, whose clips are normalised. What it draws comes from torch.
+
+        Networks give (B, outputs); where scores are a softmax, those with several heads give (B, heads,
+        outputs), to be taken one by one: `dtf.models.heads.per_head`.
+        """
 
     @abstractmethod
     def collector(self) -> Collector:
