@@ -6,6 +6,7 @@ released. Letters: B clips, T steps, C channels, H x W pixels, K classes; folded
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from dtf.layers.options import one_of, option
 from dtf.layers.temporal import Temporal
 from dtf.models.heads import joined_heads, mean_features
+from dtf.models.network import VideoNetwork
 from dtf.models.registry import Backbone
 from dtf.models.resnet import (
     Carried,
@@ -85,8 +87,7 @@ class DualResNetOptions(ResNetOptions):
 
     Attributes:
         dual: Whether there is the second branch.
-        deep_stem: Whether the stem has three 3x3 convolutions instead of one of 7x7; its image weights are
-            those of a network with such a stem, which has them in a file.
+        deep_stem: Whether the stem has three 3x3 convolutions instead of one of 7x7.
     """
 
     dual: bool = option(True, one_of(True, False))
@@ -133,4 +134,11 @@ def build_dual_resnet(
     return DualResNet(backbone, clip_length, network.stem, dropout=options.dropout)
 
 
-DUAL_RESNET = Backbone("ResNet with two branches", DualResNetOptions, build_dual_resnet, load_image_weights)
+def _load(model: VideoNetwork, pretrained: bool | str | os.PathLike[str], published: str | None) -> None:
+    """As :func:`load_image_weights`; timm has networks with such a deep stem under names of their own."""
+    if published and model.arguments["deep_stem"]:
+        published = published.replace(".tv_in1k", "s.gluon_in1k")
+    load_image_weights(model, pretrained, published)
+
+
+DUAL_RESNET = Backbone("ResNet with two branches", DualResNetOptions, build_dual_resnet, _load)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import golden_files
 import pytest
+import timm
 import torch
 from golden_files import original_state, stored
 from timm.models.resnet import Bottleneck, ResNet, downsample_conv
@@ -296,6 +297,25 @@ def test_image_weights_of_a_swin_are_placed_as_in_the_original() -> None:
     # Convolutions over time begin at zero, with image weights and without.
     assert not values["out_layers.0.blocks.0.conv.weight"].any()
     assert not model.backbone.layers[0].blocks[1].sifa.conv.weight.any()
+
+
+@pytest.mark.parametrize("deep_stem", [False, True])
+def test_published_image_weights_are_of_the_same_stem(
+    deep_stem: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a download: timm's network of that name, whose weights are drawn."""
+    asked = []
+
+    def load(model: VideoNetwork, pretrained: object, name: str) -> None:
+        asked.append(name)
+        with torch.device("meta"):
+            image = timm.create_model(name, pretrained=False)
+        inflate(image.state_dict(), model, name)
+
+    monkeypatch.setattr("dtf.models.dual_resnet.load_image_weights", load)
+    with torch.device("meta"):
+        create_model("sifa_resnet50", 3, 8, deep_stem=deep_stem, pretrained=True)
+    assert asked == ["resnet50s.gluon_in1k" if deep_stem else "resnet50.tv_in1k"]
 
 
 @pytest.mark.parametrize("deep_stem", [False, True])
