@@ -159,9 +159,9 @@ def read_data(path: Path) -> Mapping[str, Any]:
         return load_network(path)[2]
     if path.suffix not in GRAPHS:
         return load_checkpoint(path, weights=False).data
-    data = None
+    texts, data = _texts(path), None
     with suppress(KeyError, TypeError, ValueError):
-        data = read_json(_texts(path)["data"])
+        data = read_json(texts["data"])
     if not isinstance(data, dict):
         raise ValueError(f"{path} does not say what it was trained on: not written by python -m dtf.export")
     return taken_data(path, data, [])
