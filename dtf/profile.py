@@ -4,10 +4,10 @@
     python -m dtf.profile all          the table of all networks, in Markdown
 
 Networks in pocket size (FAMILY_tiny) are measured at what they are made for: clip_length=8 image_size=64
-num_classes=10. KEY is any argument of the network (num_classes=400, temporal_stride=4, kernel_size=3,
-layers=[2,2,2,2], ...). Counts are those of one clip in evaluation and are taken without computing anything;
-device=none leaves it at them. Speed and memory are measured on the device, for inference and for a training
-step (forward, backward).
+num_classes=10; image networks at clip_length=1 num_classes=1000. KEY is any argument of the network
+(num_classes=400, temporal_stride=4, kernel_size=3, layers=[2,2,2,2], ...). Counts are those of one clip in
+evaluation and are taken without computing anything; device=none leaves it at them. Speed and memory are
+measured on the device, for inference and for a training step (forward, backward).
 
 GFLOPs are given as the tables of the field have it: one multiply-add counts as one. Counted are convolutions,
 matrix products and the operators of this package, so all products of a temporal filter: correlation,
@@ -81,7 +81,9 @@ def _run(name: str, device: str, settings: dict[str, Any]) -> int:
     cost = measure_cost(network, clip)
     console = Console(highlight=False)
     frames, height, width = clip.shape[2:]
-    table = Table(title=f"{name}: one clip of {frames} frames of {height} x {width} px", title_justify="left")
+    what = "picture" if frames == 1 else f"clip of {frames} frames"
+    title = f"{name}: one {what} of {height} x {width} px, {network.arguments['num_classes']} classes"
+    table = Table(title=title, title_justify="left")
     table.add_column("stage")
     for column in ("parameters (M)", "GFLOPs", "activations (M)"):
         table.add_column(column, justify="right")

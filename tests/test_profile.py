@@ -168,6 +168,12 @@ def test_networks_in_pocket_size_are_measured_at_their_own_size():
     assert build("dtf_swin_tiny")[1].shape == (1, 3, 16, 224, 224)
 
 
+def test_image_networks_are_measured_at_pictures(capsys):
+    assert main(["ddf_mul_resnet50", "layers=[1,1,1,1]", "image_size=32", "device=none"]) == 0
+    assert "ddf_mul_resnet50: one picture of 32 x 32 px, 1000 classes" in capsys.readouterr().out
+    assert build("ddf_mul_resnet50", clip_length=8)[1].shape[2] == 8
+
+
 def test_speed_is_measured_in_the_mode_asked_for():
     modes = []
 

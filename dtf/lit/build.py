@@ -29,6 +29,7 @@ from rich.table import Table
 from torch import nn
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.data.lists import VIDEOS, Kind
 from dtf.errors import RunError
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
@@ -173,7 +174,7 @@ def check_fits(
     for key, value in fixed.items():
         given = getattr(data.view, key)
         if given != (tuple(value) if isinstance(value, list) else value):
-            what = f"clips of {value} frames" if key == "clip_length" else f"data.{key}={value} only"
+            what = _clips(value) if key == "clip_length" else f"data.{key}={value} only"
             faults.append(f"its network takes {what}, data.{key}={given}: leave that setting out")
     if list(outputs) != list(names):
         ours, theirs = set(outputs), set(names)
@@ -184,6 +185,13 @@ def check_fits(
         )
     if faults:
         raise ValueError(f"{path} does not fit: {'; '.join(faults)}")
+
+
+def _clips(clip_length: int, kind: Kind = VIDEOS) -> str:
+    """What a network sees, in words."""
+    if clip_length > 1:
+        return f"clips of {clip_length} frames"
+    return "single frames" if kind is VIDEOS else f"{kind.word}s"
 
 
 def recipe_hint(
@@ -464,7 +472,7 @@ def print_start(
     console.print(table)
     device = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
     console.print(
-        f"{data.num_classes} classes, clips of {data.clip_length} frames of {data.view.crop_px} px, "
+        f"{data.num_classes} classes, {_clips(data.clip_length, data.kind)} of {data.view.crop_px} px, "
         f"batch {data.batch_size} on each of {device}, precision {trainer.precision}",
         soft_wrap=True,
     )

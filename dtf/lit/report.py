@@ -11,10 +11,11 @@ from rich.console import Console
 from rich.table import Table
 
 from dtf.data.datamodule import VideoDataModule
+from dtf.data.lists import PICTURES
 from dtf.files import write_json
 from dtf.lit.tasks.task import Result, Task
 from dtf.runs.folder import RESULTS
-from dtf.text import markup
+from dtf.text import as_started, markup, program
 
 
 def write_all(
@@ -38,9 +39,10 @@ def write_all(
         about: plain data that goes into results.json beside the figures.
 
     Returns:
-        The figures, from `Result.describe`.
+        The figures, from `Result.describe`, and "kind", the word for one of the videos: "video" or
+        "picture".
     """
-    found = result.describe(data, stage)
+    found = {"kind": data.kind.word, **result.describe(data, stage)}
     result.write(folder, data, stage, title)
     # Written last: it marks a run as finished.
     split = {"split": stage, "split_is": data.describe_split(stage)}
@@ -59,7 +61,7 @@ def result_rows(task: Task, result: Result, found: Mapping[str, Any]) -> list[li
     Args:
         task: of the run.
         result: what was found.
-        found: from `Result.describe`.
+        found: from `write_all`.
     """
     measures = [
         (m.title, "none" if found[m.name] is None else m.format(found[m.name])) for m in task.measures
@@ -97,6 +99,18 @@ def print_results(
     width = max(len(what) for what, _ in notes)
     for what, value in notes:
         console.print(f"{what:<{width}}  {markup(value)}", soft_wrap=True)
+
+
+def next_commands(data: VideoDataModule, checkpoint: Path) -> list[tuple[str, str]]:
+    """Lines (what, command): what one does with a checkpoint, beside data like those it was trained on."""
+    kind = data.kind
+    # All clips of a picture are the same.
+    views = "1x3" if kind is PICTURES else "3x3"
+    predict = as_started("python -m dtf.predict")
+    return [
+        ("more views", f"{program('eval')} checkpoint={shown(checkpoint)} views={views}"),
+        (f"your {kind.word}", f"{predict} {kind.word.upper()} checkpoint={shown(checkpoint)}"),
+    ]
 
 
 def shown(path: Path) -> str:

@@ -23,7 +23,7 @@ from dtf.lit.callbacks import BrokenVideos
 from dtf.lit.engine import Engine
 from dtf.lit.loggers import log_start
 from dtf.lit.lr_finder import LearningRateSearch
-from dtf.lit.report import print_results, result_rows, shown, write_all, write_untested
+from dtf.lit.report import next_commands, print_results, result_rows, shown, write_all, write_untested
 from dtf.lit.state import check_state
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import VideoNetwork, save_weights
@@ -34,7 +34,6 @@ from dtf.runs.conf import CONF
 from dtf.runs.measure import measures
 from dtf.runs.process import is_first_process
 from dtf.runs.writing import begin
-from dtf.text import as_started, program
 
 log = logging.getLogger("dtf.train")
 
@@ -245,7 +244,6 @@ def report(run: Training) -> None:
             ("weights to share", shown(weights)),
             ("pictures, scores", shown(folder)),
             ("in a browser", shown(folder / "report.html")),
-            ("more views", f"{program('eval')} checkpoint={shown(run.tested)} views=3x3"),
-            ("your video", f"{as_started('python -m dtf.predict')} VIDEO checkpoint={shown(run.tested)}"),
+            *next_commands(data, run.tested),
         ],
     )

@@ -19,12 +19,15 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, flop_registry, register_flop_formula
 
 from dtf.models.heads import per_head
+from dtf.models.network import VideoNetwork
 from dtf.models.registry import architecture, create_model, list_models
 from dtf.ops.dispatch import OPERATORS, Operator
 
 OPTIONS = {"clip_length": 16, "image_size": 224, "batch_size": 1, "num_classes": 400}
 SMALL = OPTIONS | {"clip_length": 8, "image_size": 64, "num_classes": 10}
 """What the networks in pocket size are made for: the motion data set."""
+IMAGE = OPTIONS | {"clip_length": 1, "num_classes": 1000}
+"""What image networks are made for: ImageNet."""
 
 
 @dataclass(frozen=True)
@@ -162,20 +165,20 @@ def measure_speed(
     return Speed(len(video) / sorted(times)[len(times) // 2], peak)
 
 
-def build(name: str, device: str = "meta", **arguments: Any) -> tuple[nn.Module, torch.Tensor]:
+def build(name: str, device: str = "meta", **arguments: Any) -> tuple[VideoNetwork, torch.Tensor]:
     """A registered network in evaluation mode with a batch that fits it, on a device.
 
     Args:
         name: one of `list_models()`.
         device: where to make both; "meta" for counting alone.
-        arguments: clip_length, image_size, batch_size, num_classes (what is not given: OPTIONS, or SMALL for
-            networks in pocket size) and the network's own.
+        arguments: clip_length, image_size, batch_size, num_classes (what is not given: OPTIONS, SMALL for
+            networks in pocket size, or IMAGE for image networks) and the network's own.
 
     Raises:
         ValueError: an unknown network or argument, or values that do not fit.
     """
     entry = architecture(name)
-    arguments = {**(SMALL if entry.pocket else OPTIONS), **arguments}
+    arguments = {**(SMALL if entry.pocket else IMAGE if entry.image else OPTIONS), **arguments}
     batch_size, size = arguments.pop("batch_size"), arguments["image_size"]
     sides = size if isinstance(size, list | tuple) else [size, size]
     if len(sides) != 2 or not all(isinstance(n, int) and n >= 1 for n in (*sides, batch_size)):

@@ -54,6 +54,7 @@ class Architecture:
         defaults: Arguments a caller may override, with their values for this name.
         published: Name of the published weights for the backbone; ``None`` where there are none.
         pocket: Whether it is a network in pocket size, made for the small clips of the motion data set.
+        image: Whether it is an image network, made for single frames and ImageNet's classes.
     """
 
     backbone: Backbone
@@ -62,6 +63,7 @@ class Architecture:
     defaults: Mapping[str, Any]
     published: str | None = None
     pocket: bool = False
+    image: bool = False
 
 
 _ARCHITECTURES: dict[str, Architecture] = {}
@@ -75,6 +77,7 @@ def register_model(
     fixed: Mapping[str, Any] | None = None,
     published: str | None = None,
     pocket: bool = False,
+    image: bool = False,
     **defaults: Any,
 ) -> None:
     """Registers a network under ``name``.
@@ -86,6 +89,7 @@ def register_model(
         fixed: Values of options that a caller cannot override.
         published: Name of the published weights for the backbone.
         pocket: Whether it is a network in pocket size.
+        image: Whether it is an image network.
         defaults: Values for this name that replace the options' own defaults.
     """
     if name in _ARCHITECTURES:
@@ -96,7 +100,7 @@ def register_model(
     assert not unknown, f"{name}: backbone {backbone.name} takes no {unknown}"
     allowed = {key: value for key, value in options.items() if key not in fixed}
     own = {**allowed, **defaults}
-    _ARCHITECTURES[name] = Architecture(backbone, family, fixed, own, published, pocket)
+    _ARCHITECTURES[name] = Architecture(backbone, family, fixed, own, published, pocket, image)
 
 
 def list_models() -> list[str]:

@@ -20,6 +20,7 @@ from dtf.data.clip_view import CLIP_KEYS
 from dtf.lit import build
 from dtf.lit.callbacks import BestCheckpoint
 from dtf.lit.optim import OptimConfig
+from dtf.lit.report import next_commands
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
 from dtf.runs.composing import explain, name_networks, plain
@@ -176,6 +177,23 @@ def test_the_table_shows_every_group(folder: Path, capsys, caplog: pytest.LogCap
     assert ["layer_5/backbone.fc/decay", "1", "1,280", "0.8", "0.07"] in rows
     assert ["layer_5/*.bias/no_decay", "1", "10", "0.16", "0"] in rows
     assert ["layer_0/decay", "1", "1,200", "0.0025", "0.07"] in rows
+
+
+def test_pictures_are_called_so(folder: Path, capsys, caplog: pytest.LogCaptureFixture) -> None:
+    """And more views of one are other crops: it has one frame."""
+    cfg = settings(
+        "model=ddf_tiny", "data=digits", "data.class_names=[a,b]", "trainer=cpu", "data.root=/no/where"
+    )
+    data = build.instantiate(cfg.data)
+    network = build.build_network(cfg.model, data.num_classes, data.clip_length)
+    caplog.set_level("INFO")
+    build.print_start(
+        network, data, plain(cfg.optim), build.build_trainer(cfg.trainer, folder, [], []), folder
+    )
+    assert "2 classes, pictures of 32 px, batch" in capsys.readouterr().out
+    views, predict = next_commands(data, Path("best.ckpt"))
+    assert views == ("more views", "python eval.py checkpoint=best.ckpt views=1x3")
+    assert predict == ("your picture", "python -m dtf.predict PICTURE checkpoint=best.ckpt")
 
 
 @pytest.mark.parametrize("option", options("trainer"))

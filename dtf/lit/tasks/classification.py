@@ -270,9 +270,10 @@ def draw_confusion(path: Path, confusion: np.ndarray, class_names: Sequence[str]
 
 
 def table_rows(found: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
-    """Lines of the terminal's table, in sections; `found` from `results`."""
+    """Lines of the terminal's table, in sections; `found` from `results`, with its "kind"."""
     views = ", ".join(str(v) for v in found["views_per_video"])
-    lines = [("videos", f"{found['videos']}, {views} view(s) each")]
+    kind = found["kind"]
+    lines = [(f"{kind}s", f"{found['videos']}, {views} view(s) each")]
     lines += [("broken, counted as wrong", entry["error"]) for entry in found["broken_videos"][:10]]
     if len(found["broken_videos"]) > 10:
         lines.append(("", f"and {len(found['broken_videos']) - 10} more, see results.json"))
@@ -280,7 +281,7 @@ def table_rows(found: Mapping[str, Any]) -> list[list[tuple[str, str]]]:
     if len(found["per_class"]) <= CLASSES_IN_TABLE:
         classes = []
         for name, entry in found["per_class"].items():
-            share = "no videos" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
+            share = f"no {kind}s" if entry["accuracy"] is None else f"{entry['accuracy']:.1%}"
             classes.append((name, f"{share}  ({entry['right']} of {entry['videos']})"))
         sections.append(classes)
     pairs = found["confused_pairs"][:5]

@@ -126,10 +126,13 @@ class Result(ABC):
         """Lines of the table in the terminal below the measures, in sections.
 
         Args:
-            found: from `describe`.
+            found: from `describe`, with "kind", "video" or "picture".
         """
         broken = found["broken_videos"]
-        lines = [("videos", str(found["videos"])), *(("broken", entry["error"]) for entry in broken[:10])]
+        lines = [
+            (f"{found['kind']}s", str(found["videos"])),
+            *(("broken", entry["error"]) for entry in broken[:10]),
+        ]
         if len(broken) > 10:
             lines.append(("", f"and {len(broken) - 10} more, see results.json"))
         return [lines]

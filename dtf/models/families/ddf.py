@@ -26,6 +26,7 @@ for combine, depths in (("mul", (50, 101, 152)), ("add", (50, 101))):
             DDF,
             fixed={"block": "bottleneck", "stem_width": None, "combine": combine},
             layers=_LAYERS[depth],
+            image=True,
             temporal_stride=1,
             dropout=0.0,
         )
