@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def test_confusion_picture(tmp_path: Path, num_classes: int) -> None:
 
 
 def test_the_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
-    found = results(evaluation(), ["[bold]up", "do\x1b[31mwn"], ["a", "b", "c"])
+    found = {"kind": "picture", **results(evaluation(), ["[bold]up", "do\x1b[31mwn"], ["a", "b", "c"])}
     rows = result_rows(Classification, evaluation(), found)
     print_results("title", rows, [("where", "/a[b]")])
     out = capsys.readouterr().out
@@ -70,4 +71,5 @@ def test_the_table_shows_names_as_they_are(capsys: pytest.CaptureFixture[str]) -
     assert "\x1b[31m" not in out
     assert "/a[b]" in out
     assert "33.33%" in out
+    assert re.search(r"pictures +│ 3, ", out)
     assert "b.mp4: is empty" in out
