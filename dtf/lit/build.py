@@ -8,7 +8,6 @@ import os
 import re
 import subprocess
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -40,7 +39,7 @@ from dtf.lit.survival import StopOnSignal, Stopped
 from dtf.lit.tasks.task import Task
 from dtf.models import VideoNetwork, create_model
 from dtf.models.registry import architecture
-from dtf.runs.composing import plain
+from dtf.runs.composing import Recipe, plain
 from dtf.runs.description import ACTIVATIONS
 from dtf.runs.measure import Measure
 from dtf.text import markup, nearest
@@ -195,51 +194,57 @@ def _clips(clip_length: int, kind: Kind = VIDEOS) -> str:
 
 
 def recipe_hint(
-    network: str, data: str, clip_length: int, overrides: Sequence[str], recipes: Sequence[str]
+    network: str, data: str, clip_length: int, overrides: Sequence[str], known: Sequence[Recipe]
 ) -> str | None:
     """What to say where the default recipe, which is made for the motion data, meets something larger.
 
     Args:
         network: its registered name.
-        data: name of the data set.
+        data: the option of `data`.
         clip_length: frames.
         overrides: of the run, as they were given.
-        recipes: options of `experiment`: DATA_NETWORK_FRAMESf.
+        known: the options of `experiment`.
 
     Returns:
         None where the recipe was chosen, or fits.
     """
     keys = [re.split(r"[=@]", text.lstrip("+~"))[0] for text in overrides]
     own = ("experiment", "debug", "optim", "trainer.max_epochs", "trainer.max_steps", "model.pretrained")
-    found = [re.fullmatch(r"([^_]+)_(.+)_(\d+)f", recipe) for recipe in recipes]
-    known = [(m[0], m[1], m[2], int(m[3])) for m in found if m]
-    fits = architecture(network).pocket and data not in {recipe[1] for recipe in known}
+    entry = architecture(network)
+    fits = entry.pocket and data not in {recipe.data for recipe in known}
     if fits or any(key == o or key.startswith(f"{o}.") for key in keys for o in own):
         return None
-    family = re.match("[^_]+_[a-z]+", network)
-    near = [recipe for recipe in known if family and recipe[2].startswith(family[0])]
-    control = ""
-    if not near and architecture(network).family is None:
-        # A control takes the recipe of what it is compared with.
-        backbone, control = architecture(network).backbone, f" model={network}"
-        near = [recipe for recipe in known if architecture(recipe[2]).backbone is backbone]
+    # A control takes the recipe of what it is compared with, if that gives it nothing that it does not know.
+    control = f" model={network}" if entry.family is None else ""
+    takes = {*entry.defaults, "pretrained", "depth", "size"}
+
+    def is_near(recipe: Recipe) -> bool:
+        other = architecture(recipe.network)
+        if other.backbone.options is not entry.backbone.options:
+            return False
+        return recipe.settings <= takes if control else other.family is entry.family and not entry.pocket
+
+    near = [recipe for recipe in known if is_near(recipe)]
     hint = "the recipe is the default one, for small networks on the motion data"
     if not near:
         return f"{hint}; docs/recipes.md has others"
-    # Data of one's own: the data set that most recipes are for.
-    count = Counter(recipe[1] for recipe in known)
-    name, of_data, *_ = max(
-        near,
-        key=lambda r: (
-            r[1] == data,
-            sum(architecture(r[2]).defaults.get(k) == v for k, v in architecture(network).defaults.items()),
-            count[r[1]],
-            -abs(r[3] - clip_length),
-        ),
-    )
-    return f"{hint}; nearest published one: experiment={name}{control}" + (
-        f" data={data}" if of_data != data else ""
-    )
+    settings = {**entry.fixed, **entry.defaults}
+
+    def fit(recipe: Recipe) -> tuple[Any, ...]:
+        other = architecture(recipe.network)
+        theirs = {**other.fixed, **other.defaults}
+        return (
+            recipe.data == data,
+            (recipe.clip_length == 1) is (clip_length == 1),
+            sum(theirs.get(key) == value for key, value in settings.items()),
+            # Data of one's own: the data set that most recipes are for.
+            sum(recipe.data == one.data for one in known),
+            -abs(recipe.clip_length - clip_length),
+        )
+
+    best = max(near, key=fit)
+    of_data = f" data={data}" if best.data != data else ""
+    return f"{hint}; nearest published one: experiment={best.name}{control}{of_data}"
 
 
 def build_loggers(cfg: DictConfig, folder: Path) -> list[Logger]:

@@ -29,7 +29,7 @@ from dtf.lit.survival import LastCheckpoint
 from dtf.models import VideoNetwork, save_weights
 from dtf.runs import resume
 from dtf.runs.checkpoint import describe, load_checkpoint
-from dtf.runs.composing import plain
+from dtf.runs.composing import plain, recipes
 from dtf.runs.conf import CONF
 from dtf.runs.measure import measures
 from dtf.runs.process import is_first_process
@@ -177,10 +177,9 @@ def build_training(cfg: DictConfig, folder: Path, data: VideoDataModule, model: 
         with replacing(folder / "config.yaml") as file:
             file.write(OmegaConf.to_yaml(cfg, resolve=True))
         build.print_start(network, data, config["optim"], trainer, folder)
-        recipes = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
-        overrides = HydraConfig.get().overrides.task
-        names = config["model"]["name"], config["data"]["name"]
-        if hint := build.recipe_hint(*names, data.clip_length, overrides, recipes):
+        hydra = HydraConfig.get()
+        names = config["model"]["name"], hydra.runtime.choices["data"]
+        if hint := build.recipe_hint(*names, data.clip_length, hydra.overrides.task, recipes(CONF)):
             log.warning(hint)
     return Training(cfg, config, folder, data, network, model, trainer, loggers, timer)
 

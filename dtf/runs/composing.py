@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,57 @@ def name_networks(conf: Path, arguments: Iterable[str]) -> None:
         node = network_settings(conf, word)
         if node is not None and not (conf / "model" / f"{word}.yaml").is_file():
             ConfigStore.instance().store(group="model", name=word, node=node)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a file of `conf/experiment/` is for.
+
+    Attributes:
+        name: of the file.
+        data: the option of `data` that it takes.
+        network: registered name.
+        clip_length: frames.
+        settings: names of the network's settings that it gives itself.
+    """
+
+    name: str
+    data: str
+    network: str
+    clip_length: int
+    settings: frozenset[str]
+
+
+@functools.cache
+def recipes(conf: Path) -> tuple[Recipe, ...]:
+    """The files of `conf/experiment/` that choose data and a network, by name.
+
+    They are read with what they stand on, and not composed by Hydra, which takes seconds for all of them.
+    """
+    load = functools.cache(OmegaConf.load)
+
+    def read(group: str, option: str, choices: dict[str, str]) -> Any:
+        node: Any = load(conf / group / f"{option}.yaml")
+        parts = []
+        for entry in node.get("defaults", ["_self_"]):
+            if OmegaConf.is_dict(entry):
+                choices |= {str(key).removeprefix("override /"): value for key, value in entry.items()}
+            else:
+                parts.append(node if entry == "_self_" else read(group, entry, choices))
+        return OmegaConf.merge(*parts)
+
+    found = []
+    for path in sorted((conf / "experiment").glob("*.yaml")):
+        choices: dict[str, str] = {}
+        own = read("experiment", path.stem, choices)
+        if {"data", "model"} <= set(choices):
+            data, model = (
+                OmegaConf.merge(read(group, choices[group], {}), own.get(group, {}))
+                for group in ("data", "model")
+            )
+            settings = frozenset(map(str, own.get("model", {})))
+            found.append(Recipe(path.stem, choices["data"], model.name, data.clip_length, settings))
+    return tuple(found)
 
 
 def explain(error: BaseException, conf: Path | None = None) -> str | None:

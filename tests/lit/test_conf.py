@@ -23,7 +23,7 @@ from dtf.lit.optim import OptimConfig
 from dtf.lit.report import next_commands
 from dtf.lit.survival import LastCheckpoint
 from dtf.models import list_models
-from dtf.runs.composing import explain, name_networks, plain
+from dtf.runs.composing import explain, name_networks, plain, recipes
 from dtf.runs.conf import network_settings
 from dtf.runs.measure import measures
 from dtf.runs.process import RUN_FOLDER
@@ -132,7 +132,7 @@ def test_optim(option: str) -> None:
     assert OptimConfig.from_mapping(plain(cfg.optim)).name == option
 
 
-RECIPES = options("experiment")
+RECIPES = recipes(CONF)
 
 
 @pytest.mark.parametrize(
@@ -142,10 +142,14 @@ RECIPES = options("experiment")
         ("dtf_resnet50", "ssv2", ["data.clip_length=32"], "ssv2_dtf_resnet50_32f"),
         ("c2d_resnet101", "diving48", [], "diving48_dtf_resnet50_16f model=c2d_resnet101"),
         ("dtf_resnet50", "folder", [], "k400_dtf_resnet50_16f data=folder"),
+        ("sifa_resnet101", "ssv2", [], "ssv2_sifa_resnet50_16f"),
+        ("ddf_add_resnet101", "imagefolder", [], "imagenet_ddf_add_resnet101"),
+        ("ddf_mul_resnet50", "digits", [], "imagenet_ddf_mul_resnet50 data=digits"),
+        ("c2d_resnet50", "imagefolder", [], "imagenet_ddf_mul_resnet50 model=c2d_resnet50"),
     ],
 )
 def test_the_default_recipe_names_one_that_fits(network, data, overrides, nearest) -> None:
-    clip = 32 if "data.clip_length=32" in overrides else 16
+    clip = 32 if "data.clip_length=32" in overrides else 1 if data in ("imagefolder", "digits") else 16
     hint = build.recipe_hint(network, data, clip, overrides, RECIPES)
     assert hint is not None
     assert hint.endswith(f"experiment={nearest}")

@@ -28,7 +28,7 @@ from dtf.layers.temporal import FAMILIES
 from dtf.lit import build
 from dtf.lit.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from dtf.models import VideoNetwork
-from dtf.runs.composing import plain
+from dtf.runs.composing import plain, recipes
 from dtf.runs.process import RUN_FOLDER
 
 EXPERIMENTS = options("experiment")
@@ -52,6 +52,15 @@ def network_of(option: str) -> VideoNetwork:
     model = OmegaConf.create(plain(cfg.model) | {"pretrained": False})
     with torch.device("meta"):
         return build.build_network(model, NUM_CLASSES[cfg.data.name], cfg.data.clip_length)
+
+
+@pytest.mark.parametrize("option", quick(EXPERIMENTS, *KEPT))
+def test_what_is_read_of_a_recipe_is_what_hydra_composes(option: str) -> None:
+    [read] = [one for one in recipes(CONF) if one.name == option]
+    cfg = recipe(option)
+    assert (read.network, read.clip_length) == (cfg.model.name, cfg.data.clip_length)
+    assert cfg.data.name in (read.data, "imagenet")
+    assert read.settings <= set(cfg.model)
 
 
 @pytest.mark.parametrize("option", quick(EXPERIMENTS, *KEPT))
