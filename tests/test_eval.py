@@ -335,3 +335,19 @@ def test_the_data_set_comes_from_the_checkpoint(tiny_checkpoint: Path) -> None:
     arguments = [f"checkpoint={tiny_checkpoint}"]
     assert choose_data(arguments, read_data) == [*arguments, "data=motion"]
     assert choose_data([*arguments, "data=folder"], read_data) == [*arguments, "data=folder"]
+
+
+def test_data_sets_of_ones_own_are_looked_up_by_hydra() -> None:
+    """Where the command line has a folder of settings; a name that is none of a file's has no way in."""
+    here = ["checkpoint=x.ckpt", "trainer=cpu"]
+    own = [
+        [*here, "--config-dir=conf"],
+        ["--config-dir", "conf", *here],
+        [*here, "hydra.searchpath=[file://c]"],
+    ]
+    for arguments in own:
+        found = choose_data(arguments, lambda path: {"name": "my-data"})
+        assert sorted(found) == sorted([*arguments, "data=my-data"])
+    for arguments, name in [(here, "my-data"), *((given, "../a,b") for given in own)]:
+        with pytest.raises(ValueError, match=r"was trained on data set .*, unknown here: add data=\.\.\. \("):
+            choose_data(arguments, lambda path, name=name: {"name": name})

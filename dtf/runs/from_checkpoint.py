@@ -7,6 +7,7 @@ only where it exists.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,11 @@ def choose_data(arguments: list[str], read: Callable[[Path], Mapping[str, Any]])
         return arguments
     name = read(path).get("name")
     known = {path.stem for path in (CONF / "data").glob("*.yaml")}
-    if name not in known:
+    is_own = _has_own_settings(arguments, given) and isinstance(name, str) and re.fullmatch(r"[\w-]+", name)
+    if name not in known and not is_own:
         raise ValueError(
-            f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)})"
+            f"{path} was trained on data set {name!r}, unknown here: add data=... ({_list(known)}), or "
+            "--config-dir=DIR with DIR/data/NAME.yaml"
         )
     return with_override(arguments, f"data={name}")
 
@@ -56,9 +59,7 @@ def choose_task(arguments: list[str], read: Callable[[Path], str | None]) -> lis
     name = None if "task" in given else read(path)
     if name is None:
         return arguments
-    # With folders of settings of one's own, Hydra says what they lack.
-    more = "hydra.searchpath" in given or any(a.startswith(("--config-dir", "-cd")) for a in arguments)
-    if not more and not is_option("task", name):
+    if not _has_own_settings(arguments, given) and not is_option("task", name):
         known = {path.stem for path in (CONF / "task").glob("*.yaml")}
         raise ValueError(
             f"{path} was trained for task {name!r}, unknown here: add task=... ({_list(known)}), or "
@@ -67,13 +68,19 @@ def choose_task(arguments: list[str], read: Callable[[Path], str | None]) -> lis
     return with_override(arguments, f"task={name}")
 
 
+def _has_own_settings(arguments: list[str], given: set[str]) -> bool:
+    """Whether a command line names folders of settings of one's own: then Hydra says what they lack."""
+    return "hydra.searchpath" in given or any(a.startswith(("--config-dir", "-cd")) for a in arguments)
+
+
 def _checkpoint(arguments: list[str]) -> tuple[Path, set[str]]:
     """The checkpoint that a command line names, the first one of several, and all keys of its overrides.
 
     Raises:
         ValueError: there is none.
     """
-    settings = [a for a in arguments if not a.startswith("-")]
+    # Without "=" they are values of flags, `--config-dir DIR`; Hydra says what is wrong with others.
+    settings = [a for a in arguments if "=" in a and not a.startswith("-")]
     overrides = OverridesParser.create().parse_overrides(settings)
     paths = [o for o in overrides if o.key_or_group == "checkpoint"]
     if not paths:
