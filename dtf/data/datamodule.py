@@ -260,7 +260,7 @@ class VideoDataModule(LightningDataModule):
         faults = list(dict.fromkeys(fault for stage in todo if (fault := self._missing_split(stage))))
         raise_faults(self._where, faults)
         indexes = {stage: self.read_split(stage, faults) for stage in todo}
-        raise_faults(self._where, faults)
+        raise_faults(self._where, list(dict.fromkeys(faults)))  # two stages may share a split
         for stage, index in indexes.items():
             log.info(
                 "%s: %s has %d %ss of %d classes%s",

@@ -171,16 +171,19 @@ class Engine(pl.LightningModule):
         optimizer = build_optimizer(self.network, self.optim)
         num_steps, steps_per_epoch = self._num_steps()
         cooldown_steps = round(self.optim.cooldown_epochs * steps_per_epoch)
-        if cooldown_steps >= num_steps:
+        warmup_steps = round(self.optim.warmup_epochs * steps_per_epoch)
+        # A warm-up alone may fill a run: a few steps to try something are one.
+        if cooldown_steps and warmup_steps + cooldown_steps >= num_steps:
             raise ValueError(
                 f"optim.cooldown_epochs={self.optim.cooldown_epochs:g} leaves nothing of a run of "
-                f"{num_steps / steps_per_epoch:g} epochs for the schedule: lower it, or raise "
+                f"{num_steps / steps_per_epoch:g} epochs for the schedule after "
+                f"warmup_epochs={self.optim.warmup_epochs:g}: lower one of the two, or raise "
                 "trainer.max_epochs"
             )
         schedule = learning_rate(
             self.optim.schedule,
             num_steps - cooldown_steps,
-            round(self.optim.warmup_epochs * steps_per_epoch),
+            warmup_steps,
             self.optim.warmup_start,
             self.optim.min_lr,
         )

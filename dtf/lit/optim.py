@@ -58,7 +58,8 @@ class OptimConfig:
         warmup_start: first learning rate as a share of `lr`, in (0, 1].
         schedule: a name in `SCHEDULES`, what follows the warm-up.
         min_lr: the schedule's end as a share of `lr`, in [0, 1].
-        cooldown_epochs: the last epochs of the run, after the schedule's end, at `min_lr`; fewer than it has.
+        cooldown_epochs: the last epochs of the run, after the schedule's end, at `min_lr`; with the
+            warm-up fewer than it has.
         decay_all: decay norms, biases and position tables too.
         lr_scale: pattern -> factor on `lr` for the parameters that it names. A pattern is a module's name
             ("backbone.head") or has wildcards ("*.bias"). Of several that fit a name, the last one counts.

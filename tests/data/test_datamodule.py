@@ -200,6 +200,9 @@ def test_all_faults_at_once(tree, tmp_path):
         small(root).setup("fit")
     assert "train/empty: holds no video" in str(caught.value)
     assert "val/unseen: not one of the 3 classes of training" in str(caught.value)
+    # The same folder for validation and test: what is wrong with it is said once.
+    with pytest.raises(ValueError, match="2 problems"):
+        small(root, splits={"train": "train", "val": "val", "test": "val"}).setup()
 
 
 def test_missing_split(tree, tmp_path):

@@ -169,11 +169,12 @@ def test_the_schedule_counts_optimiser_steps() -> None:
     assert record.rates[3] == pytest.approx(0.1)
 
 
-def test_a_cool_down_as_long_as_the_run_is_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"optim.cooldown_epochs=2 leaves nothing of a run of 2 epochs .*lower"
-    ):
-        fit(classifier(tiny(), 2, SGD | {"cooldown_epochs": 2}))
+@pytest.mark.parametrize(("warmup", "cooldown"), [(0, 2), (1, 1), (2, 1)])
+def test_a_cool_down_that_leaves_no_step_for_the_schedule_is_refused(warmup: int, cooldown: int) -> None:
+    recipe = SGD | {"warmup_epochs": warmup, "cooldown_epochs": cooldown}
+    text = rf"optim.cooldown_epochs={cooldown} leaves nothing of a run of 2 epochs .*{warmup}: lower"
+    with pytest.raises(ValueError, match=text):
+        fit(classifier(tiny(), 2, recipe))
 
 
 def test_the_logged_rate_is_that_of_a_group_without_scale() -> None:
