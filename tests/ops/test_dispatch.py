@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import runpy
 import subprocess
 import sys
 
@@ -161,3 +162,10 @@ def test_the_command_prints_the_table():
     run = subprocess.run([sys.executable, "-m", "dtf.ops"], capture_output=True, text=True, check=True)
     assert "frame_wise_aggregation" in run.stdout
     assert "reference  live" in run.stdout
+
+
+def test_the_command_refuses_arguments(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["dtf.ops", "device=cuda"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_module("dtf.ops", run_name="__main__")
+    assert "unrecognized arguments: device=cuda" in capsys.readouterr().err
