@@ -158,7 +158,7 @@ class VideoNetwork(nn.Module):
 
         Raises:
             ValueError: The video has another rank, channel count, clip length or (Swin) size than the
-                network.
+                network, no pixels, or integers for values.
         """
         if self.clip_length == 1 and video.dim() == 4:
             video = video.unsqueeze(2)
@@ -169,6 +169,13 @@ class VideoNetwork(nn.Module):
         """Refuses a video that the network was not built for; see :meth:`forward`."""
         if video.dim() != 5 or video.shape[1] != 3:
             raise ValueError(f"{self.name}: video must be (B, 3, T, H, W), got {tuple(video.shape)}")
+        if not video.is_floating_point():
+            raise ValueError(
+                f"{self.name}: video must hold normalised floating-point values, got {video.dtype}; subtract "
+                "the mean and divide by std of the data first"
+            )
+        if 0 in video.shape[3:]:
+            raise ValueError(f"{self.name}: video must have pixels, got {tuple(video.shape)}")
         if video.shape[2] != self.clip_length:
             raise ValueError(
                 f"{self.name}: built for clips of {self.clip_length} frames, got {video.shape[2]}; "

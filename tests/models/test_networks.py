@@ -315,6 +315,7 @@ def test_wrong_arguments_get_a_clear_error(call, message):
     ("name", "shape", "message"),
     [
         ("dtf_tiny", (1, 3, 7, 32, 32), "built for clips of 8 frames, got 7"),
+        ("dtf_tiny", (1, 3, 8, 0, 32), "video must have pixels, got"),
         ("dtf_tiny", (3, 8, 32, 32), r"must be \(B, 3, T, H, W\)"),
         ("dtf_tiny", (1, 1, 8, 32, 32), r"must be \(B, 3, T, H, W\)"),
         ("dtf_swin_tiny", (1, 3, 8, 32, 36), r"frames of 32 x 32 px, got 32 x 36.*image_size=\[32, 36\]"),
@@ -323,6 +324,11 @@ def test_wrong_arguments_get_a_clear_error(call, message):
 def test_wrong_videos_get_a_clear_error(name, shape, message):
     with pytest.raises(ValueError, match=message):
         small(name)(torch.zeros(shape))
+
+
+def test_a_video_in_uint8_gets_a_clear_error():
+    with pytest.raises(ValueError, match=r"floating-point values, got torch\.uint8"):
+        small("dtf_tiny")(torch.zeros(1, 3, 8, 32, 32, dtype=torch.uint8))
 
 
 def test_a_name_is_registered_once():
