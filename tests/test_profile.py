@@ -79,6 +79,9 @@ def test_another_counter_agrees(name):
     assert cost.macs == sum(by_operator[kind] for kind in ("conv", "linear", "matmul"))
 
 
+_SSV2 = {"num_classes": 174, "over_time": True, "double": True}
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "parameters", "gflops"),
     quick(
@@ -94,6 +97,21 @@ def test_another_counter_agrees(name):
             ("dtf_resnet101", {"clip_length": 64}, 92.1, None),
             ("dtf_swin_base", {}, 103.2, None),
             ("dtf_swin_base", {"clip_length": 64}, 179.2, None),
+            # TAdaConv's model zoo, at the sizes of training and of testing.
+            ("tada2d_resnet50", {"clip_length": 8}, 27.5, 33.0),
+            ("tada2d_resnet50", {"clip_length": 8, "image_size": 256}, 27.5, 43.1),
+            ("tada2d_resnet50", {}, 27.5, 66.0),
+            ("tadaconvnextv2_tiny", {}, 46.0, 36.0),
+            ("tadaconvnextv2_tiny", {"image_size": 256}, 46.0, 47),
+            ("tadaconvnextv2_tiny", {"image_size": 256, "clip_length": 32}, 46.0, 94),
+            ("tadaconvnextv2_small", {}, 82.2, 70.0),
+            ("tadaconvnextv2_small", {"image_size": 256}, 82.2, 91),
+            ("tadaconvnextv2_base", {}, 145.7, 123.6),
+            ("tadaconvnextv2_base", {"image_size": 256}, 145.7, 162),
+            ("tadaformer_base", {}, 104.2, 153.6),
+            ("tadaformer_base", _SSV2, 135.1, 187.0),
+            ("tadaformer_large", {}, 364.8, 702.6),
+            ("tadaformer_large", _SSV2, 475.0, 857.7),
         ],
         ("dtf_resnet50", {}, 28.8, None),
     ),

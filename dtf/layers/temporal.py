@@ -21,10 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from dtf.layers.options import Options
 
-Slot = Literal["convolution", "norm", "after_convolution", "after_activation", "residual", "after_attention"]
+Slot = Literal[
+    "convolution",
+    "norm",
+    "after_convolution",
+    "after_activation",
+    "residual",
+    "before_attention",
+    "after_attention",
+]
 """Where within a block: in the place of its spatial convolution; in that of the norm behind it; between the
-two; behind norm and activation; behind its last norm, ahead of the shortcut; between the attention and the
-MLP of a transformer's block."""
+two; behind norm and activation; behind its last norm, ahead of the shortcut; ahead of the attention of a
+transformer's block; between its attention and its MLP."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class Place:
             have, so that image weights of that name reach :meth:`TemporalLayer.from_image`; "": none, the
             layer is added.
         convolution: That module where it is a convolution, whose widths, stride and padding the layer keeps.
+        norm: That module where it is a norm.
+        drop_path_rate: With what probability the block drops what it adds to a clip.
     """
 
     slot: Slot
@@ -54,6 +64,8 @@ class Place:
     shifted: bool = False
     replaces: str = ""
     convolution: nn.Conv2d | None = None
+    norm: nn.Module | None = None
+    drop_path_rate: float = 0.0
 
 
 @dataclass(frozen=True)

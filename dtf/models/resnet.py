@@ -97,7 +97,7 @@ def _places(
     return (
         Place("convolution", *here, replaces=convolution, convolution=module),
         Place("after_convolution", *here),
-        Place("norm", *here, replaces=norm),
+        Place("norm", *here, replaces=norm, norm=getattr(block, norm)),
     )
 
 

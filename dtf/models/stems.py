@@ -66,3 +66,13 @@ def joined(clip_length: int, stride: int) -> Tubelets:
     if clip_length % stride:
         raise ValueError(f"clip_length must be a multiple of temporal_stride, got {clip_length} and {stride}")
     return Tubelets(stride, stride)
+
+
+def overlapping(clip_length: int, stride: int) -> Tubelets:
+    """Steps that reach to the middle of their neighbours: 2 * `stride` - 1 frames each, one every `stride`.
+
+    Raises:
+        ValueError: `stride` does not divide the clip.
+    """
+    joined(clip_length, stride)
+    return Tubelets(2 * stride - 1, stride, stride - 1)

@@ -68,6 +68,10 @@ def test_model(option: str) -> None:
         "resnet": ["model.depth=18"],
         "sifa_resnet": ["model.layers=[1,2,1,2]", "model.widths=[8,8,8,8]"],
         "swin": ["data.crop_px=64", "model.embed_dim=24"],
+        "tadaconvnextv2": ["model.depths=[1,1,1,1]", "model.widths=[8,8,8,8]", "model.head_dim=2"],
+        "c2d_convnext": ["model.depths=[1,1,1,1]", "model.widths=[8,8,8,8]"],
+        "tadaformer": ["data.crop_px=64", "model.embed_dim=24", "model.blocks=1", "model.head_dim=2"],
+        "c2d_vit": ["data.crop_px=64", "model.embed_dim=24", "model.blocks=1"],
         "tada2d_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ddf_resnet": ["model.layers=[1,1,1,1]", "model.widths=[8,8,8,8]"],
         "ptv_slow_r50": ["model.width=8"],
@@ -78,14 +82,14 @@ def test_model(option: str) -> None:
         "ptv_r2plus1d_r50": ["model.width=8"],
         "ptv_mvit_b": ["data.crop_px=64", "model.embed_dim=16", "model.depths=[1,1]"],
     }
-    cfg = settings(f"model={option}", *small.get(option, small.get(option.split("_")[1], [])))
+    cfg = settings(f"model={option}", *small.get(option, small.get(option.split("_")[-1], [])))
     network = build.build_network(cfg.model, Sizes.num_classes, Sizes.clip_length)
     assert network.name == option or network_settings(CONF, network.name)["defaults"][0] == option
     assert network.arguments["num_classes"] == 3
     assert network.arguments["clip_length"] == 8
     if "depth" in cfg.model and option.startswith("ptv"):
         assert network.arguments["depth"] == (cfg.model.depth or 50)
-    if "swin" in option or "mvit" in option:
+    if any(kind in option for kind in ("swin", "vit", "former")):
         assert network.arguments["image_size"] == 64
     with torch.no_grad():
         assert network.eval()(torch.zeros(1, 3, 8, 64, 64)).shape == (1, 3)

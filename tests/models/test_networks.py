@@ -23,12 +23,26 @@ OWN = [name for name in list_models() if not name.startswith("ptv_")]
 SMALL = {
     "resnet": {"layers": [1, 1, 1, 2], "widths": [8, 8, 16, 16]},
     "swin": {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "image_size": 32, "window_size": 4},
+    "convnextv2": {"depths": [1, 1, 1, 2], "widths": [8, 8, 16, 16], "head_dim": 2},
+    "convnext": {"depths": [1, 1, 1, 2], "widths": [8, 8, 16, 16]},
+    "former": {
+        "embed_dim": 16,
+        "blocks": 2,
+        "num_heads": 2,
+        "image_size": 32,
+        "patch_size": 8,
+        "head_dim": 2,
+    },
+    "vit": {"embed_dim": 16, "blocks": 2, "num_heads": 2, "image_size": 32, "patch_size": 8},
     "tiny": {},
 }
 
 # Parameters at 400 classes, 16 frames. Those of dtf_resnet50, c2d_resnet50 and c2d_swin_small stand with
 # the golden logits; the others are ours, kept to notice a change.
 PARAMETERS = {
+    "c2d_convnext_base": 87_988_752,
+    "c2d_convnext_small": 49_771_504,
+    "c2d_convnext_tiny": 28_136_944,
     "c2d_resnet101": 43_347_984,
     "c2d_resnet18": 11_409_936,
     "c2d_resnet50": 24_355_856,
@@ -37,6 +51,8 @@ PARAMETERS = {
     "c2d_swin_small": 49_158_490,
     "c2d_swin_tiny": 27_840_586,
     "c2d_tiny": 359_904,
+    "c2d_vit_base": 87_286_672,
+    "c2d_vit_large": 304_794_000,
     "ddf_add_resnet101": 26_917_512,
     "ddf_add_resnet50": 15_614_348,
     "ddf_mul_resnet101": 26_917_512,
@@ -60,6 +76,11 @@ PARAMETERS = {
     "tada2d_resnet101": 49_279_200,
     "tada2d_resnet50": 27_485_472,
     "tada_tiny": 429_988,
+    "tadaconvnextv2_base": 145_687_632,
+    "tadaconvnextv2_small": 82_249_120,
+    "tadaconvnextv2_tiny": 45_971_488,
+    "tadaformer_base": 104_195_728,
+    "tadaformer_large": 364_827_024,
 }
 
 
@@ -192,6 +213,7 @@ def test_only_filters_see_the_order_of_the_steps(size):
     "name",
     [
         *("dtf_tiny", "dtf_resnet50", "dtf_swin_tiny", "ddf_tiny", "tada_tiny"),
+        *("tadaconvnextv2_tiny", "tadaformer_base"),
         *("sifa_tiny", "sifa_resnet50", "sifa_swin_small"),
     ],
 )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dtf.layers.tada.frames import check_clip, fold, mean_of_neighbours, silent_norm, unfold
+from dtf.layers.tada.frames import check_clip, fold, mean_of_neighbours, silent, unfold
 from dtf.layers.tada.routing import RouteFuncTransformer
 
 CalDim = Literal["cin", "cout"]
@@ -284,15 +284,13 @@ class TAdaConv2dV2(_OfFrames):
         self.rf_func = None
         if internal_rf_func:
             self.rf_func = RouteFuncTransformer(out_channels, rf_r, rf_k, bias, False, head_dim)
-            for module in self.rf_func.modules():
-                if isinstance(module, nn.Conv3d):
-                    _narrow(module.weight, module.bias)
+            narrow(self.rf_func)
         self.bn_a = nn.BatchNorm2d(out_channels) if internal_temp_aggr else None
-        self.bn_b = silent_norm(out_channels) if internal_temp_aggr else None
+        self.bn_b = silent(nn.BatchNorm2d(out_channels)) if internal_temp_aggr else None
 
     def reset_parameters(self) -> None:
         """Draws the kernel anew, normal with deviation 0.02, and sets the bias to zero."""
-        _narrow(self.weight, self.bias)
+        _draw_narrow(self.weight, self.bias)
 
     def forward(
         self,
@@ -345,7 +343,14 @@ class TAdaConv2dV2(_OfFrames):
         return unfold(frames, tokens.shape[1] // steps, steps)
 
 
-def _narrow(weight: Tensor, bias: Tensor | None) -> None:
+def narrow(module: nn.Module) -> None:
+    """Draws its convolutions and matrices anew, as V2 does, but for those flagged ``skip_init``."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv3d | nn.Linear) and not getattr(part, "skip_init", False):
+            _draw_narrow(part.weight, part.bias)
+
+
+def _draw_narrow(weight: Tensor, bias: Tensor | None) -> None:
     nn.init.trunc_normal_(weight, std=0.02)
     if bias is not None:
         nn.init.zeros_(bias)

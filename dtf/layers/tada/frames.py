@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import torch
 from torch import Tensor, nn
+
+Norm = TypeVar("Norm", bound=nn.Module)
 
 
 def fold(clip: Tensor) -> Tensor:
@@ -41,9 +45,20 @@ def mean_of_neighbours(frames: Tensor, num_steps: int) -> Tensor:
     return ((before + steps + behind) / 3).flatten(0, 1)
 
 
-def silent_norm(channels: int) -> nn.BatchNorm2d:
+def silent(norm: Norm) -> Norm:
     """A norm that gives zero until it has learnt something, and says so to a network's initialiser."""
-    norm = nn.BatchNorm2d(channels)
+    assert isinstance(norm, nn.BatchNorm2d | nn.LayerNorm)
     nn.init.zeros_(norm.weight)
     norm.skip_init = True  # type: ignore[assignment]  # nn.Module declares no attributes of other types
     return norm
+
+
+class ChannelNorm(nn.LayerNorm):
+    """A layer norm over the channels of folded frames: (B*T, C, H, W) -> same shape."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, eps=1e-6)
+
+    def forward(self, frames: Tensor) -> Tensor:
+        # Of channels_last frames both are views.
+        return super().forward(frames.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
