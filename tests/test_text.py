@@ -84,7 +84,8 @@ def test_a_hostile_name_in_what_commands_leave(tmp_path: Path, capsys: pytest.Ca
     found = Evaluation(index, np.array([0, 1]), scores, np.ones_like(index), {1: HOSTILE})
     names, paths = [HOSTILE, "b"], [HOSTILE, f"/{HOSTILE}"]
     write_scores(tmp_path / "scores.csv", found, names, paths)
-    rows = result_rows(Classification, found, results(found, names, paths))  # type: ignore[arg-type]
+    table = {"kind": "video", **results(found, names, paths)}
+    rows = result_rows(Classification, found, table)  # type: ignore[arg-type]
     print_results("title", rows, [("where", HOSTILE)])
     Console().print(text.markup(HOSTILE))
     with pytest.raises(SystemExit), one_line_errors():

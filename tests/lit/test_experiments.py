@@ -390,7 +390,9 @@ def test_a_recipe_trains(part: str, tiny_data: list[str], tmp_path: Path, comman
     if option not in VIDEO_EXPERIMENTS:
         write_pictures(tmp_path / "pictures")
         data, frames = [f"data.root={tmp_path}/pictures"], 1
-    small = ["debug=step", "model.pretrained=false", "trainer.accelerator=cpu", "trainer.devices=1"]
+    # One process without a group: the port of a group may be taken by another test before it is opened.
+    alone = ["trainer.accelerator=cpu", "trainer.devices=1", "trainer.strategy=auto"]
+    small = ["debug=step", "model.pretrained=false", *alone]
     done = command(*given, *data, *small, *RUNS[part], f"output={tmp_path}/run")
     assert done.code == 0, done.err
     meant = build.instantiate(recipe(option).data).train_transform
