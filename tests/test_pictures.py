@@ -121,7 +121,7 @@ def test_each_picture_counts_once_broken_ones_too(run: Path, root: Path) -> None
     replaced = (run / "train.log").read_text()
     for name, reason in BROKEN.items():
         assert f"{name}: {reason}" in errors[name]
-        assert f"replaced a broken training video: {root}/train/across/{name}: {reason}" in replaced
+        assert f"replaced in training, it cannot be read: {root}/train/across/{name}: {reason}" in replaced
     assert all(row["right"] == "0" for row in rows.values() if row["error"])
 
 

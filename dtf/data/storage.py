@@ -27,9 +27,9 @@ from PIL import Image
 from dtf.data import bounds
 from dtf.data.decode import MAX_FILLED_FRACTION
 from dtf.data.decoders import reader_class
-from dtf.data.lists import is_video_name
+from dtf.data.lists import PICTURES, is_video_name
 from dtf.data.memory import ArrayReader
-from dtf.data.pictures import PICTURE_FAULTS, PictureReader, is_picture, open_picture
+from dtf.data.pictures import FORMATS, PICTURE_FAULTS, PictureReader, is_picture, open_picture
 from dtf.data.reader import FrameReader, VideoError
 from dtf.files import NotRegularError, check_regular
 from dtf.text import printable
@@ -255,9 +255,17 @@ def open_video(
     if os.path.isdir(source):
         is_lmdb = os.path.exists(os.path.join(source, _LMDB_FILE))
         return LmdbReader(source) if is_lmdb else FrameFolderReader(source)
-    if not is_video_name(os.path.basename(source)) and is_picture(source):
+    name = os.path.basename(source)
+    if not is_video_name(name) and is_picture(source):
         return PictureReader(source)
-    return reader_class(decoder)(source)
+    try:
+        return reader_class(decoder)(source)
+    except VideoError as error:
+        if PICTURES.takes(os.fspath(name)) and os.path.isfile(source):
+            kinds = ", ".join(FORMATS)
+            reason = f"is no picture of a kind that is read ({kinds}), and {error.reason}"
+            raise VideoError(os.path.abspath(source), reason) from error
+        raise
 
 
 def _import_lmdb(folder: str) -> Any:

@@ -206,7 +206,7 @@ class BrokenVideos(Callback):
         """
         new = self._add(video for videos in batch["error"] for video in videos)
         for video in new:
-            log.warning("replaced a broken training video: %s", video)
+            log.warning("replaced in training, it cannot be read: %s", video)
         if new:
             self._check(trainer)
 

@@ -329,8 +329,8 @@ def animation(kind: str) -> bytes:
         (lying_png(60000, 60000), r"is too large to decode \(at most 67108864 pixels\)"),
         (lying_png(60000, 10), "has frames of 60000 x 10 pixels, too long and thin"),
         (animation("WEBP"), "is an animation, not one picture: save it as a GIF or a video"),
-        (b"", r"is empty \(0 bytes\)"),
-        (b"just text", "cannot be opened as a video"),
+        (b"", r"is no picture of a kind that is read \(JPEG, .*\), and is empty \(0 bytes\)"),
+        (b"just text", r"is no picture of a kind that is read \(JPEG, .*\), and cannot be opened as a video"),
     ],
 )
 def test_pictures_that_cannot_be_read(tmp_path, data, reason):

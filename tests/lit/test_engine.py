@@ -247,9 +247,9 @@ def test_broken_training_videos_are_named_once_and_limited(
     resumed = BrokenVideos(0.25)
     resumed.load_state_dict({"reasons": ["2.mp4: is: empty"]})  # of an older checkpoint
     assert resumed.reasons == {"2.mp4": "is: empty"}
-    assert [r.message for r in caplog.records if "broken training video" in r.message] == [
-        "replaced a broken training video: 2.mp4: broken",
-        "replaced a broken training video: 7.mp4: broken",
+    assert [r.message for r in caplog.records if "replaced in training" in r.message] == [
+        "replaced in training, it cannot be read: 2.mp4: broken",
+        "replaced in training, it cannot be read: 7.mp4: broken",
     ]
     with pytest.raises(RunError, match=r"1 of 12 training videos are broken.*2\.mp4: broken"):
         fit(classifier(tiny(), 2, SGD), BrokenVideos(0.01), data=Data(broken=(2, 7)))
