@@ -81,8 +81,8 @@ def slide(reader: FrameReader, window_seconds: float, stride_seconds: float) -> 
 
 
 def clip_seconds(sampler: FrameSampler, fps: float) -> float:
-    """What a clip spans where the sampling fixes that (dense), else 0."""
-    if sampler.scheme != "dense":
+    """What a clip spans where the sampling fixes that (dense, interval), else 0."""
+    if sampler.scheme not in ("dense", "interval"):
         return 0.0
     return sampler.clip_length * sampler.frame_stride / (sampler.target_fps or fps)
 

@@ -30,6 +30,8 @@ from torch import nn
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.lists import VIDEOS, Kind
 from dtf.errors import RunError
+from dtf.layers.options import defaults_of
+from dtf.layers.temporal import FAMILIES
 from dtf.lit.averaging import AverageWeights
 from dtf.lit.checkpoint import AtomicCheckpointIO
 from dtf.lit.norms import FreezeNorm, PreciseNorm, backbone_norms
@@ -140,7 +142,8 @@ def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: 
         goes_on: whether the weights of a checkpoint will follow: then no pretrained ones are read.
 
     Settings that only make up the network's name (`depth` and `size` where it does not take them, others
-    where the name fixes them to the same) are left out; null means the network's own default.
+    where the name fixes them to the same) are left out, and so are those of temporal layers for a network
+    that carries none; null means the network's own default.
     """
     settings = plain(cfg)
     name, pretrained = settings.pop("name"), settings.pop("pretrained", False)
@@ -149,6 +152,11 @@ def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: 
     of_name = {"depth", "size"} - set(entry.defaults)
     of_name |= {key for key, value in entry.fixed.items() if settings.get(key) == value}
     overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
+    if entry.family is None:
+        # A recipe beside its control: `experiment=NAME model=c2d_resnet`.
+        of_layers = {key for family in FAMILIES.values() for key in defaults_of(family.options)}
+        for key in sorted(of_layers & overrides.keys() - entry.defaults.keys()):
+            log.info("%s carries no temporal layers: model.%s=%s is left out", name, key, overrides.pop(key))
     return create_model(
         name, num_classes=num_outputs, clip_length=clip_length, pretrained=pretrained, **overrides
     )

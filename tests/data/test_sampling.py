@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from golden_files import GOLDEN, stored
 
 from dtf.data.sampling import FrameSampler, dense_starts, parse_views, segment_indices
 
@@ -82,12 +83,38 @@ def test_uniform_keeps_frames_evenly_apart():
     assert sampler.test(12, 30.0).tolist() == [[1, 4, 7, 10]]
 
 
+def test_interval_and_point_are_those_of_tada():
+    values, meta = stored(GOLDEN / "tada" / "frame_sampling.npz")
+    for index, case in enumerate(meta["interval"]):
+        sampler = FrameSampler(
+            *(case["num_frames"], case["interval"], "interval", "clamp", case["target_fps"]), endpoint=False
+        )
+        clips = sampler.test(case["length"], case["fps"], case["num_clips"])
+        assert clips.tolist() == values[f"interval_{index}"].tolist()
+    for index, case in enumerate(meta["segment"]):
+        clips = FrameSampler(case["num_frames"], scheme="point").test(case["length"], 30.0, case["num_clips"])
+        assert clips.tolist() == values[f"segment_{index}"].tolist()
+
+
+def test_interval_and_point_training_clips():
+    source = rng()
+    sampler = FrameSampler(4, 3, "interval", target_fps=30)
+    clips = np.stack([sampler.train(40, 15.0, source) for _ in range(300)])
+    # 6 frames at this rate, spread from the first to the last.
+    assert set((clips[:, -1] - clips[:, 0]).tolist()) == {5}
+    assert (clips.min(), clips.max()) == (0, 38)
+    clips = np.stack([FrameSampler(4, scheme="point").train(12, 30.0, source) for _ in range(300)])
+    assert (abs(clips - (np.arange(4) * 3 + 1.5)) <= 1.5).all()
+    assert set(clips.ravel()) == set(range(12))
+    assert FrameSampler(4, 3, "interval").test(40, 0.0, 3)[-1].tolist() == [28, 31, 35, 39]
+
+
 def test_spread_over_short_videos():
     assert segment_indices(2, 6, 0.5).tolist() == [0, 0, 0, 1, 1, 1]
     assert segment_indices(1, 3, 0.5).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("scheme", ["dense", "segment", "uniform"])
+@pytest.mark.parametrize("scheme", ["dense", "interval", "segment", "point", "uniform"])
 @pytest.mark.parametrize("num_frames", [1, 2, 3, 15, 16, 17, 61, 64, 65, 300])
 def test_always_in_range_and_in_order(scheme, num_frames):
     source = rng()
@@ -100,12 +127,12 @@ def test_always_in_range_and_in_order(scheme, num_frames):
             assert clip.dtype == np.int64
             assert clip.min() >= 0
             assert clip.max() < num_frames
-            if scheme != "dense" or short == "clamp":
+            if scheme not in ("dense", "interval") or short == "clamp":
                 assert (np.diff(clip) >= 0).all()
 
 
 def test_pure_function_of_the_generator():
-    for scheme in ("dense", "segment", "uniform"):
+    for scheme in ("dense", "interval", "segment", "point", "uniform"):
         sampler = FrameSampler(8, 4, scheme)
         first = [sampler.train(100, 30.0, rng(seed)).tolist() for seed in range(5)]
         assert first == [sampler.train(100, 30.0, rng(seed)).tolist() for seed in range(5)]
@@ -113,7 +140,9 @@ def test_pure_function_of_the_generator():
 
 
 def test_faults_are_named_together():
-    with pytest.raises(ValueError, match=r"clip_length.*0.*frame_stride.*0.*dense, segment, uniform.*'dens'"):
+    with pytest.raises(
+        ValueError, match=r"clip_length.*0.*frame_stride.*0.*dense, interval, segment, point, uniform.*'dens'"
+    ):
         FrameSampler(0, 0, "dens")  # type: ignore[arg-type]
 
 

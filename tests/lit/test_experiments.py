@@ -24,10 +24,11 @@ from dtf.data.augment import RandAugment, RandomErasing
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.transforms import TrainTransform
 from dtf.layers import temporal_layers
-from dtf.layers.temporal import FAMILIES
 from dtf.lit import build
 from dtf.lit.optim import OptimConfig, build_optimizer, learning_rate, parameter_groups
 from dtf.models import VideoNetwork
+from dtf.models.registry import architecture
+from dtf.models.weights.convert import CONVERSIONS
 from dtf.runs.composing import plain, recipes
 from dtf.runs.process import RUN_FOLDER
 
@@ -35,6 +36,10 @@ EXPERIMENTS = options("experiment")
 NUM_CLASSES = {"k400": 400, "ssv2": 174, "diving48": 48, "imagenet": 1000}
 
 VIDEO_EXPERIMENTS = [option for option in EXPERIMENTS if not option.startswith("imagenet")]
+
+# Part of a network's name -> its control, and the frames from one step to the next.
+CONTROLS = {"swin": "c2d_swin", "convnext": "c2d_convnext", "former": "c2d_vit", "resnet": "c2d_resnet"}
+STRIDES = {"tada2d": 1, "tadaconvnextv2": 2, "tadaformer": 2, "dtf": 4, "sifa": 4, "ddf": 1}
 
 KEPT = ["k400_dtf_resnet50_16f", "ssv2_dtf_swin_base_16f", "imagenet_ddf_mul_resnet50"]  # by test-quick
 
@@ -74,7 +79,7 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
     assert cfg.model.pretrained is videos
     assert isinstance(build.instantiate(cfg.data), VideoDataModule)
     built = network_of(option)
-    assert built.num_steps == (cfg.data.clip_length // 4 if videos else 1)
+    assert built.num_steps == cfg.data.clip_length // STRIDES[built.name.split("_")[0]]
     optimizer = build_optimizer(built, OptimConfig.from_mapping(plain(cfg.optim)))
     count = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     assert count == sum(p.numel() for p in built.parameters())
@@ -93,15 +98,24 @@ def test_everything_can_be_built(option: str, tmp_path: Path, monkeypatch: pytes
 def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> None:
     """`experiment=NAME model=c2d_resnet` is the same training without temporal layers."""
     original = plain(recipe(option))
-    control = "c2d_swin" if "swin" in option else "c2d_resnet"
+    control = next(control for part, control in CONTROLS.items() if part in option)
     twin = plain(settings(f"experiment={option}", f"model={control}", "data.root=/no/where"))
+    with torch.device("meta"):
+        settings_of_twin = OmegaConf.create(twin["model"] | {"pretrained": False})
+        network = build.build_network(settings_of_twin, 5, original["data"]["clip_length"])
+    assert network.num_steps == network_of(option).num_steps
+    if "_tada" in option:
+        # What its patterns name, the control has.
+        parameter_groups(network, OptimConfig.from_mapping(twin["optim"]))
     model, other = original.pop("model"), twin.pop("model")
-    family, _, size = model.pop("name").partition("_")
-    assert other.pop("name") == f"c2d_{size}"
+    name = model.pop("name")
+    family = architecture(name).family
+    size = re.sub(r".*_(?:resnet|swin_)?", "", name)
+    assert other.pop("name") == control + ("" if control == "c2d_resnet" else "_") + size
     # The network's size, stem and regularisation; the rest is what its layers take.
-    assert {"layers", "depths"} & other.keys()
+    assert {"layers", "depths", "blocks"} & other.keys()
     assert model | other == model
-    own = {field.name for field in dataclasses.fields(FAMILIES[family].options)}
+    own = {field.name for field in dataclasses.fields(family.options)}
     assert model.keys() - other.keys() <= own | {"dual", "deep_stem"}
     # Their folders are named by the clock.
     assert original.pop("output")
@@ -251,6 +265,113 @@ def test_something_something_swin_is_video_swins(network: str) -> None:
     assert data.test_views == "1x3"
 
 
+# lr, end and start of it, epochs, those of warm-up, decay, clips in all, layer decay.
+_TADA = {
+    "k400_tada2d_resnet50_8f": (0.24, 0, 0.01, 100, 8, 1e-4, 128, None),
+    "k400_tada2d_resnet50_16f": (0.12, 0, 0.01, 100, 8, 1e-4, 64, None),
+    "ssv2_tada2d_resnet50_8f": (0.48, 0, 1e-4, 64, 4, 1e-4, 128, None),
+    "ssv2_tada2d_resnet50_16f": (0.24, 0, 1e-4, 64, 4, 1e-4, 64, None),
+    "k400_tadaconvnextv2_tiny_16f": (5e-4, 0, 1e-6, 100, 8, 0.02, 512, None),
+    "k400_tadaconvnextv2_small_16f": (2.5e-4, 0, 1e-6, 100, 8, 0.02, 256, None),
+    "k400_tadaconvnextv2_base_16f": (2.5e-4, 0, 1e-6, 100, 8, 0.02, 256, None),
+    "ssv2_tadaconvnextv2_tiny_16f": (5e-4, 0, 1e-6, 64, 2.5, 0.02, 512, None),
+    "ssv2_tadaconvnextv2_small_16f": (2.5e-4, 0, 1e-6, 64, 2.5, 0.02, 256, None),
+    "ssv2_tadaconvnextv2_base_16f": (2.5e-4, 0, 1e-6, 64, 2.5, 0.02, 256, None),
+    "k400_tadaformer_base_16f": (5e-5, 1e-6, 1e-6, 30, 5, 0.05, 256, 0.7),
+    "k400_tadaformer_large_16f": (2e-5, 1e-6, 1e-6, 24, 5, 0.05, 64, 0.85),
+    "ssv2_tadaformer_base_16f": (5e-4, 1e-6, 1e-8, 24, 4, 0.05, 256, 0.7),
+    "ssv2_tadaformer_large_16f": (2.5e-4, 1e-6, 1e-8, 24, 4, 0.05, 128, 0.85),
+}
+_DROP_PATH = {"k400_tiny": 0.2, "k400_small": 0.4, "k400_base": 0.6, "ssv2_tiny": 0.3, "ssv2_small": 0.5}
+_DROP_PATH["ssv2_base"] = 0.6
+
+
+@pytest.mark.parametrize("option", [option for option in EXPERIMENTS if "_tada" in option])
+def test_recipes_of_tada_are_the_published_ones(option: str) -> None:
+    cfg = recipe(option)
+    optim, data, augment = cfg.optim, cfg.data, cfg.data.augment
+    lr, end, start, epochs, warmup, decay, total, layer_decay = _TADA[option]
+    former, conv = "former" in option, "convnext" in option
+    assert (optim.lr, optim.weight_decay, optim.layer_decay) == (lr, decay, layer_decay)
+    assert optim.lr * optim.warmup_start == pytest.approx(start, rel=1e-12)
+    assert optim.lr * optim.min_lr == pytest.approx(end, rel=1e-12)
+    assert (cfg.trainer.max_epochs, optim.warmup_epochs, stated_batch(option)[0]) == (epochs, warmup, total)
+    assert optim.schedule == (None if former else "whole_cosine")
+    assert optim.name == ("adamw" if former or conv else "sgd")
+    assert (
+        (optim.betas == [0.9, 0.999]) if former or conv else (optim.momentum, optim.nesterov) == (0.9, True)
+    )
+    assert (cfg.trainer.precision, cfg.trainer.gradient_clip_val) == ("32-true", None)
+    assert cfg.label_smoothing == (0.1 if former else 0)
+    kinetics = option.startswith("k400")
+    assert data.test_views == (("4x3" if former or conv else "10x3") if kinetics else "2x3")
+    assert data.short_side_px == (224 if former else 256)
+    built = build.instantiate(data)
+    intervals = kinetics and not former
+    assert data.sampling.train.scheme == ("interval" if intervals else "point")
+    if intervals:
+        train = data.sampling.train
+        assert (train.target_fps, train.short, train.endpoint) == (30, "clamp", False)
+        assert (data.clip_length, data.frame_stride) in {(8, 8), (16, 5)}
+    if former or conv:
+        assert built.train_transform.rand_augment == RandAugment(4, 9, 0.5, 0.5)
+        assert (augment.scale, augment.grayscale, augment.brightness) == ([0.08, 1.0], 0.2, 0)
+    else:
+        assert (augment.crop, augment.short_side_px) == ("short_side_jitter", [224, 340])
+        assert built.train_transform.rand_augment is None
+    arguments = network_of(option).arguments
+    assert arguments["dropout"] == 0.5
+    if conv:
+        assert arguments["drop_path_rate"] == _DROP_PATH[f"{option[:4]}_{cfg.model.size}"]
+    else:
+        assert arguments["drop_path_rate"] == (0.2 if option == "ssv2_tadaformer_large_16f" else 0)
+    if former:
+        assert (arguments["over_time"], arguments["double"]) == ((not kinetics,) * 2)
+        assert data.mean == [0.48145466, 0.4578275, 0.40821073]
+    else:
+        assert (data.mean, data.std) == ([0.45] * 3, [0.225] * 3)
+
+
+GROUPS = {
+    "convnextv2_tiny_k400": "k400_tadaconvnextv2_tiny_16f",
+    "tadaformer_b16_k400": "k400_tadaformer_base_16f",
+}
+
+
+DECAYED_OTHERWISE = {
+    "tadaformer_b16_k400": {"backbone.pos_embed"},
+    "convnextv2_tiny_k400": {
+        *("backbone.stem..weight", "backbone.stages..downsample..weight", "gamma"),
+        *(f"conv_dw.rf.{name}.weight" for name in ("norm", "norm_transformer", "b_bias")),
+    },
+}
+
+
+@pytest.mark.parametrize("published", GROUPS)
+def test_parameter_groups_are_those_of_tada(published: str) -> None:
+    """Learning rates of all parameters; decay of all but those that the recipe names."""
+    option = GROUPS[published]
+    groups = json.loads((GOLDEN / "tada" / f"param_groups_{published}.json").read_text())["groups"]
+    model = network_of(option)
+    translate = CONVERSIONS["tada"].translate
+    theirs = {
+        translate(name, model): (group["lr_mult"], group["weight_decay"])
+        for group in groups
+        for name in group["names"]
+    }
+    config = OptimConfig.from_mapping(plain(recipe(option).optim))
+    ours = {
+        name: (group["lr_scale"], group["weight_decay"])
+        for group in parameter_groups(model, config)
+        for name in group["param_names"]
+    }
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name][0] == pytest.approx(theirs[name][0], rel=1e-12), name
+    other = {name for name in ours if ours[name][1] != theirs[name][1]}
+    assert {re.sub(r".*\.blocks\.\d+\.|\d+", "", name) for name in other} == DECAYED_OTHERWISE[published]
+
+
 @pytest.mark.parametrize("option", sorted({*EXPERIMENTS} - {*VIDEO_EXPERIMENTS}))
 def test_recipes_of_imagenet_are_the_published_one(option: str) -> None:
     cfg = recipe(option)
@@ -280,7 +401,10 @@ def test_the_control_of_imagenet_recipes_takes_pictures() -> None:
 
 @pytest.mark.parametrize("option", EXPERIMENTS)
 def test_directions_stay_directions(option: str) -> None:
-    assert recipe(option).data.augment.flip == (0.0 if option.startswith("ssv2") else 0.5)
+    augment = recipe(option).data.augment
+    labels = bool(augment.flip_labels)  # of directions, which then follow the mirror
+    assert augment.flip == (0.0 if option.startswith("ssv2") and "tada" not in option else 0.5)
+    assert labels == option.startswith("ssv2")
 
 
 # ---- the page ----
@@ -304,13 +428,16 @@ def row(option: str) -> str:
     cfg = recipe(option)
     data, augment, optim = cfg.data, cfg.data.augment, cfg.optim
     total, devices, batch, accumulated = stated_batch(option)
-    stride = f" x {data.frame_stride}" if data.sampling.train.scheme == "dense" else ""
+    stride = f" x {data.frame_stride}" if data.sampling.train.scheme in ("dense", "interval") else ""
     extras = [f"area {augment.scale[0]:g}-{augment.scale[1]:g}"]
+    if augment.crop == "short_side_jitter":
+        extras = [f"short side {augment.short_side_px[0]}-{augment.short_side_px[1]}"]
     if augment.flip:
         extras.append(f"flip {augment.flip:g}")
     if augment.brightness:
         jitter = "/".join(f"{augment[k]:g}" for k in ("brightness", "contrast", "saturation", "hue"))
         extras.append(f"jitter {jitter} p {augment.color_probability:g}")
+    if augment.grayscale:
         extras.append(f"gray {augment.grayscale:g}")
     if augment.blur:
         extras.append(f"blur {augment.blur:g}")
