@@ -152,7 +152,7 @@ class VideoDataModule(LightningDataModule):
             crop_px,
             short_side_px,
             interpolation,
-            dict(sampling or {}),
+            dict(known(sampling, STAGES, "data.sampling")),
             tuple(mean),
             tuple(std),
         )
@@ -287,7 +287,10 @@ class VideoDataModule(LightningDataModule):
         if isinstance(given, str):
             path = Path(self.root, given)
             if not path.is_file():
-                raise ValueError(f"data.class_names: {path} is not a file; expected one class name per line")
+                raise ValueError(
+                    f"data.class_names: {path} is not a file; expected one class name per line, "
+                    "or data.class_names=null for lists with numbers alone"
+                )
             given = [
                 line.strip()
                 for line in bounds.read_regular(path).decode("utf-8-sig").splitlines()

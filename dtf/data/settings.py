@@ -14,6 +14,8 @@ T = TypeVar("T")
 
 def known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) -> Mapping[str, Any]:
     """The mapping itself when all its keys are allowed; ValueError with the nearest names otherwise."""
+    if given is not None and not isinstance(given, Mapping):
+        raise ValueError(f"{where}: must be a mapping {{{allowed[0]}: ..., ...}}, got {given!r}")
     faults = []
     for key in given or {}:
         if key not in allowed:
@@ -26,8 +28,6 @@ def known(given: Mapping[str, Any] | None, allowed: Sequence[str], where: str) -
 def build(cls: type[T], shared: Mapping[str, Any], given: Mapping[str, Any] | None, where: str) -> T:
     """An instance of a dataclass from settings, lists becoming tuples."""
     assert dataclasses.is_dataclass(cls)
-    if given is not None and not isinstance(given, Mapping):
-        raise ValueError(f"{where}: must be a mapping of settings, got {given!r}")
     allowed = [f.name for f in dataclasses.fields(cls) if f.name not in shared]
     settings = {
         key: tuple(value) if isinstance(value, list) else value

@@ -270,6 +270,8 @@ def test_logs_what_was_found(tree, caplog):
         ({"sampling": {"train": {"sheme": "dense"}}}, "train: unknown key 'sheme'; did you mean 'scheme'"),
         ({"sampling": {"trian": {}}}, "data.sampling: unknown key 'trian'; did you mean 'train'"),
         ({"sampling": {"val": {"scheme": "tsn"}}}, "data.sampling.val: .*'tsn'"),
+        ({"sampling": "dense"}, r"^data\.sampling: must be a mapping \{train: .*, got 'dense'$"),
+        ({"splits": 3}, "data.splits: must be a mapping .*, got 3"),
         ({"splits": {"tests": "x"}}, "data.splits: unknown key 'tests'; did you mean 'test'"),
         ({"augment": {"brightnes": 1}}, "augment: unknown key 'brightnes'; did you mean 'brightness'"),
         ({"augment": {"flip": 2}}, "data.augment: .*flip"),

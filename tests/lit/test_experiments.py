@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -206,7 +207,7 @@ def test_sifas_resnets_are_the_released_networks(option: str) -> None:
         ("model=sifa_resnet ", "sifa_resnet50"),
         ("model=sifa_swin ", "sifa_swin_base"),
         ("model=sifa_tiny", "sifa_tiny"),
-        ("experiment=k400_sifa", "sifa_resnet50"),
+        ("experiment=k400_sifa_resnet50_16f data.root=k400_256", "sifa_resnet50"),
     ],
 )
 def test_documented_commands_of_sifa(part: str, name: str) -> None:
@@ -541,3 +542,47 @@ def test_ingredients_of_the_data_train(tiny_data: list[str], tmp_path: Path, com
     assert state["global_step"] == 10
     augment = OmegaConf.load(tmp_path / "config.yaml").data.augment
     assert (augment.rand_augment, augment.erase) == ({"n": 4, "m": 7}, {"probability": 0.25})
+
+
+def write_frames(root: Path, count: int) -> None:
+    """Videos of two classes in the layouts of SIFA's pipeline, LMDBs and folders, in the same two lists.
+
+    Each has 18 frames of 32 x 32 pixels of one colour.
+    """
+    lmdb = pytest.importorskip("lmdb", reason="LMDB is an optional extra: pip install -e '.[lmdb]'")
+    lines = []
+    for video in range(count):
+        path = root / f"class {video % 2}" / f"video_{video}"
+        path.mkdir(parents=True)
+        images = []
+        for frame in range(18):
+            file = io.BytesIO()
+            Image.new("RGB", (32, 32), (10 * frame, 40 * video, 90)).save(file, "JPEG")
+            images.append(file.getvalue())
+        if video // 2 % 2:
+            for number, data in enumerate(images, 1):
+                (path / f"{number:05d}.jpg").write_bytes(data)
+        else:
+            with lmdb.open(str(path), map_size=1 << 20) as store, store.begin(write=True) as writer:
+                for number, data in enumerate(images, 1):
+                    writer.put(f"{number:06d}.jpg".encode(), data)
+        lines.append(f"{path.relative_to(root)} 18 {video % 2}\n")
+    (root / "lists").mkdir()
+    for split in ("train", "val"):
+        (root / "lists" / f"{split}.txt").write_text("".join(lines))
+
+
+def test_frames_and_lists_of_sifas_pipeline_train(tmp_path: Path, command) -> None:
+    """The documented command takes a step of the recipe, in pocket size, and tests what it gave."""
+    write_frames(tmp_path / "root", 4)
+    small = ["model.widths=[8,8,8,8]", "model.layers=[1,1,2,1]", "model.pretrained=false", "data.crop_px=32"]
+    tiny = ["data.batch_size=4", "data.num_workers=0", "trainer=cpu", "trainer.max_epochs=1"]
+    tiny += ["callbacks=none", "logger=none", "data.test_views=1x1", "data.short_side_px=32"]
+    given = documented("sifa.md", "data.class_names=null")
+    done = command(*given, f"data.root={tmp_path}/root", *small, *tiny, f"output={tmp_path}/run")
+    assert done.code == 0, done.err
+    state = torch.load(tmp_path / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert state["global_step"] == 1
+    results = json.loads((tmp_path / "run" / "results.json").read_text("utf-8"))
+    assert (results["videos"], results["config"]["model"]["name"]) == (4, "sifa_resnet50")
+    assert not (tmp_path / "run" / "broken_videos.txt").exists()

@@ -28,9 +28,13 @@ import torch
 import torch.nn.functional as F
 from rich.progress import track
 
+from dtf.data.clip_view import STAGES
 from dtf.data.datamodule import VideoDataModule
 from dtf.data.h264 import write_h264
+from dtf.data.lists import raise_faults
 from dtf.data.sets.made import make_once
+from dtf.data.settings import known
+from dtf.values import is_integer
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +189,9 @@ class MotionDataModule(VideoDataModule):
         clips_per_class: split name -> number of clips of each of the ten classes.
         generation_seed: seed of the videos themselves (`seed` is that of sampling and augmentation).
         **settings: of `VideoDataModule`.
+
+    Raises:
+        ValueError: a setting is unknown or out of range.
     """
 
     def __init__(
@@ -196,7 +203,13 @@ class MotionDataModule(VideoDataModule):
         **settings: Any,
     ) -> None:
         super().__init__(root, **settings)
-        self.clips_per_class = dict(clips_per_class)
+        self.clips_per_class = dict(known(clips_per_class, STAGES, "data.clips_per_class"))
+        wrong = [
+            f"{stage} must be a whole number of at least 0, got {count!r}"
+            for stage, count in self.clips_per_class.items()
+            if not is_integer(count) or count < 0
+        ]
+        raise_faults("data.clips_per_class", wrong)
         self.generation_seed = generation_seed
 
     def prepare_data(self) -> None:

@@ -16,6 +16,7 @@ from dtf.data.sets.motion import (
     NUM_FRAMES,
     PAIRS,
     SIZE_PX,
+    MotionDataModule,
     generate_motion,
     render_clip,
 )
@@ -144,3 +145,20 @@ def test_an_interrupted_run_leaves_nothing_behind(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="no space"):
         generate_motion(tmp_path / "motion", {"test": 1})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (4, r"^data\.clips_per_class: must be a mapping \{train: \.\.\., \.\.\.\}, got 4$"),
+        ({"vali": 4}, r"^data\.clips_per_class: unknown key 'vali'; did you mean 'val'"),
+        (
+            {"train": 1, "val": -1},
+            r"^data\.clips_per_class: val must be a whole number of at least 0, got -1$",
+        ),
+        ({"train": "x"}, r"train must be a whole number of at least 0, got 'x'$"),
+    ],
+)
+def test_numbers_of_videos_are_checked_before_any_is_made(tmp_path, given, message):
+    with pytest.raises(ValueError, match=message):
+        MotionDataModule(tmp_path / "motion", clips_per_class=given)
