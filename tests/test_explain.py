@@ -101,6 +101,14 @@ def test_of_a_swin_follows_its_tokens():
         assert torch.allclose(cam[clip], (tokens[steps] @ weights).relu())
 
 
+def test_class_tokens_see_patches_through_the_last_attention():
+    sizes = {"image_size": 32, "patch_size": 8, "embed_dim": 8, "blocks": 2, "num_heads": 2}
+    network = create_model("c2d_vit_base", 5, clip_length=4, **sizes).eval()
+    cam = grad_cam(network, torch.randn(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)), 1)
+    assert cam.shape == (2, 2, 4, 4)
+    assert cam.any()
+
+
 def test_stages_without_places_are_refused():
     network = create_model("c2d_tiny", 5, clip_length=4, stem_width=8, widths=[8, 8, 8, 8]).eval()
     network.backbone.layer4 = nn.Sequential(network.backbone.layer4, nn.AdaptiveAvgPool2d(1), nn.Flatten())

@@ -50,6 +50,16 @@ NETWORKS = {
     "ddf_tiny": {"clip_length": 1, "widths": (8, 8, 8, 8)},
     "sifa_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8), "first_stage": 3, "kernel_size": 1},
     "tada_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8)},
+    "tadaformer_base": {
+        "clip_length": 2,
+        "image_size": 16,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "blocks": 1,
+        "num_heads": 2,
+        "head_dim": 2,
+        "over_time": True,
+    },
 }
 
 
@@ -60,6 +70,8 @@ def weights_file(folder: Path, name: str, **arguments) -> Path:
     for module in network.modules():
         if isinstance(module, DTFBlock):
             nn.init.normal_(module.alpha, std=0.1)
+        if isinstance(module, nn.Linear) and "former" in name:  # which starts with small matrices
+            nn.init.normal_(module.weight, std=0.5)
         if isinstance(module, nn.BatchNorm2d | nn.BatchNorm1d):
             if module.weight is not None:
                 nn.init.ones_(module.weight)

@@ -96,10 +96,10 @@ def grad_cam(network: VideoNetwork, video: torch.Tensor, label: int) -> torch.Te
         with torch.enable_grad():
             logits = network(video.detach().requires_grad_())
             features = kept[-1]
-            if not isinstance(features, torch.Tensor) or features.dim() not in (4, 5):
+            if not isinstance(features, torch.Tensor) or features.dim() not in (3, 4, 5):
                 raise ValueError(
-                    "Grad-CAM needs one map of features with places, (B, C, T, h, w) or folded; the last "
-                    f"stage of {network.name} gives {_shape(features)}"
+                    "Grad-CAM needs one map of features with places, (B, C, T, h, w), folded or tokens; "
+                    f"the last stage of {network.name} gives {_shape(features)}"
                 )
             (gradient,) = torch.autograd.grad(logits[:, label].sum(), features)
     finally:

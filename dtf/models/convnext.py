@@ -22,6 +22,8 @@ from dtf.models.registry import Backbone
 from dtf.models.stems import overlapping
 from dtf.models.weights.images import load_image_weights
 
+_LEAST_PX = 32  # stem and stages divide by so many
+
 
 class TemporalConvNeXtBlock(Slots, ConvNeXtBlock):
     """timm's block with places at its convolution: of it, behind it, of its norm; drops paths by clips."""
@@ -49,6 +51,14 @@ class VideoConvNeXt(VideoNetwork):
         for stage in self.backbone.stages:
             yield stage.downsample, False
             yield from ((block, True) for block in stage.blocks)
+
+    def check(self, video: Tensor) -> None:
+        super().check(video)
+        if min(video.shape[3:]) < _LEAST_PX:
+            raise ValueError(
+                f"{self.name}: frames must have at least {_LEAST_PX} x {_LEAST_PX} px, got "
+                f"{video.shape[3]} x {video.shape[4]}"
+            )
 
     def classify(self, frames: Tensor) -> Tensor:
         # The steps of a clip one below the other, as one map.

@@ -288,7 +288,10 @@ def test_a_step_of_training_lowers_the_loss():
 
 @pytest.mark.parametrize(
     "name",
-    ["dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "sifa_resnet50", "sifa_swin_small", "tada_tiny"],
+    [
+        *("dtf_tiny", "dtf_swin_tiny", "ddf_tiny", "sifa_tiny", "sifa_resnet50", "sifa_swin_small"),
+        *("tada_tiny", "tadaconvnextv2_tiny", "tadaformer_base"),
+    ],
 )
 def test_networks_run_under_autocast(name):
     model = awaken(small(name)).train()

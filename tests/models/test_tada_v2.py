@@ -21,10 +21,12 @@ from dtf.layers.tada import TADA, TAdaOptions
 from dtf.layers.temporal import Place, Temporal
 from dtf.models import VideoNetwork, convert_original_state_dict, create_model
 from dtf.models.convnext import ConvNeXtOptions, TemporalConvNeXtBlock, build_convnext
+from dtf.models.registry import architecture
 from dtf.models.stems import overlapping
 from dtf.models.vit import TemporalViTBlock, ViTOptions, build_vit
 from dtf.models.weights.convert import CONVERSIONS
 from dtf.models.weights.convert import tada as conversion
+from dtf.models.weights.images import inflate
 
 GOLDEN = golden_files.GOLDEN / "tada"
 CONVNEXT = {"depths": [1, 2, 1, 1], "widths": [8, 8, 16, 16], "head_dim": 2, "num_classes": 3}
@@ -248,6 +250,15 @@ def test_image_weights_make_a_network_that_sees_frame_by_frame(name: str, tmp_pa
     assert torch.equal(model(video[:1]), model(video[:1]))
 
 
+@pytest.mark.parametrize("name", ["tadaconvnextv2_tiny", "tadaformer_base"])
+def test_published_image_weights_have_the_names_of_the_backbone(name: str) -> None:
+    with torch.device("meta"):
+        model = create_model(name)
+        state = timm.create_model(architecture(name).published).state_dict()
+        taken = inflate(state, model, "timm's")  # strict
+    assert taken[model.stem_weight].shape[1] == 9
+
+
 @pytest.mark.parametrize("make", [convnext, vit])
 def test_calibration_sees_the_order_of_frames(make) -> None:
     model = make(temporal_stride=1, dropout=0.0).double()
@@ -314,6 +325,8 @@ def test_wrong_arguments_get_a_clear_error(make, arguments, message) -> None:
 def test_oblong_frames_and_images() -> None:
     assert vit(image_size=[32, 48])(torch.randn(1, 3, 8, 32, 48)).shape == (1, 3)
     assert convnext()(torch.randn(1, 3, 8, 40, 66)).shape == (1, 3)
+    with pytest.raises(ValueError, match="frames must have at least 32 x 32 px, got 40 x 31"):
+        convnext()(torch.randn(1, 3, 8, 40, 31))
     for make in (convnext, vit):
         picture = make(clip_length=1, temporal_stride=1)
         assert picture(torch.randn(2, 3, 32, 32)).shape == (2, 3)

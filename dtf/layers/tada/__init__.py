@@ -13,17 +13,26 @@ Letters: B clips, C channels, T frames, H x W pixels, k sides of a kernel.
 """
 
 from dtf.layers.tada.convolutions import TAdaConv2d, TAdaConv2dV2, TAdaConv3d
-from dtf.layers.tada.family import TADA, PooledNorm, RoutedConv2d, TAdaOptions
+from dtf.layers.tada.family import (
+    TADA,
+    AttentionRoutedConv2d,
+    PooledNorm,
+    RoutedConv2d,
+    TAdaAdapter,
+    TAdaOptions,
+)
 from dtf.layers.tada.foreign import to_tada
 from dtf.layers.tada.frames import mean_of_neighbours
 from dtf.layers.tada.routing import RouteFuncMLP, RouteFuncTransformer
 
 __all__ = [
     "TADA",
+    "AttentionRoutedConv2d",
     "PooledNorm",
     "RouteFuncMLP",
     "RouteFuncTransformer",
     "RoutedConv2d",
+    "TAdaAdapter",
     "TAdaConv2d",
     "TAdaConv2dV2",
     "TAdaConv3d",
