@@ -176,3 +176,24 @@ def test_a_pixel_looked_where_its_thing_has_gone():
 def test_wrong_arguments_get_a_clear_error(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+@pytest.mark.parametrize(("attends", "told"), [(True, 1), (False, 0.5)])
+def test_a_block_tells_where_a_dot_goes(attends: bool, told: float):
+    # A dot at each place of a row, a pixel further in each of three frames: both ways hold the same frames.
+    places, ways = torch.cartesian_prod(torch.arange(2, 10), torch.tensor([-1, 1])).T
+    dots = nn.functional.one_hot(places[:, None] + ways[:, None] * torch.arange(-1, 2), 12).float()
+    clips, labels = nn.functional.pad(dots[:, None, :, None], (0, 0, 2, 2)), (ways > 0).long()
+    torch.manual_seed(0)
+    network = nn.Sequential(
+        *(nn.Conv3d(1, 8, (1, 3, 3), padding=(0, 1, 1)), nn.BatchNorm3d(8), nn.ReLU()),
+        SIFABlock(8, deform=False, attention="softmax") if attends else nn.Identity(),
+        *(nn.Conv3d(8, 16, (1, 3, 3)), nn.BatchNorm3d(16), nn.ReLU()),
+        *(nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(16, 2)),
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.03)
+    for _ in range(60):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(clips), labels).backward()
+        optimizer.step()
+    assert (network(clips).argmax(dim=1) == labels).float().mean() == told

@@ -72,7 +72,7 @@ PARAMETERS = {
     "sifa_swin_base": 94_509_128,
     "sifa_swin_large": 212_136_868,
     "sifa_swin_small": 53_288_602,
-    "sifa_tiny": 746_720,
+    "sifa_tiny": 710_432,
     "tada2d_resnet101": 49_279_200,
     "tada2d_resnet50": 27_485_472,
     "tada_tiny": 429_988,
