@@ -48,6 +48,8 @@ def assert_close(ours: Tensor, expected: Tensor, tolerance: float, name: str, le
 
 FILES: dict[str, tuple[str, dict[str, Any]]] = {
     "model_tadaconvnextv2_tiny_nc400_1x3x16x64x64": ("tadaconvnextv2_tiny", {}),
+    "model_tadaconvnextv2_base_nc10_1x3x8x64x64": ("tadaconvnextv2_base", {}),
+    "model_tadaformer_b16_k400_res64_nc400_1x3x16x64x64": ("tadaformer_base", {"image_size": 64}),
     "model_tadaformer_b16_ssv2_res64_nc174_1x3x16x64x64": (
         "tadaformer_base",
         {"image_size": 64, "over_time": True, "double": True},
