@@ -10,6 +10,8 @@ For each video, with its central clip as in evaluation, two pictures, or three:
   one, above it is its share of the layer's energy. f cycles per clip are given in Hz of the video's own time.
   `block` names the blocks to draw; without it, the last one of every resolution is drawn; block=all: all.
 * VIDEO-looks.png, of layers whose pixels look at the next step: where, as arrows, and how much they found.
+* VIDEO-calibration.png, of layers that calibrate their kernels: each channel's factor at each step.
+* VIDEO-kernels.png, of layers that predict filters: those of some pixels, on the frames, and of channels.
 * VIDEO-gradcam.png: Grad-CAM of the last stage, per step of the network, for the best class or `class`.
 
 OUTPUT/explain.json has the shares of all blocks as numbers. A network without temporal layers gets the
@@ -125,7 +127,7 @@ def _explain(
 
     from dtf.apply.explain import choose_blocks, grad_cam
     from dtf.models import VideoNetwork, layer_maps
-    from dtf.view.explain import draw_grad_cam, draw_layers, draw_looks
+    from dtf.view.explain import OWN_PICTURES, draw_grad_cam, draw_layers
 
     network, names = predictor.network, predictor.class_names
     assert isinstance(network, VideoNetwork)
@@ -148,11 +150,11 @@ def _explain(
         subjects = dict.fromkeys(f"{maps.subject}, over {maps.over}" for maps in drawn.values())
         heading = f"{title}: {'; '.join(subjects)}"
         draw_layers(folder / record["pictures"]["filters"], heading, clip, drawn)
-        looking = {block: maps for block, maps in drawn.items() if maps.looks is not None}
-        if looking:
-            record["pictures"]["looks"] = f"{stem}-looks.png"
-            heading = f"{title}: where pixels looked in the next step"
-            draw_looks(folder / record["pictures"]["looks"], heading, clip, looking)
+        for picture, (what, draw) in OWN_PICTURES.items():
+            having = {block: maps for block, maps in drawn.items() if getattr(maps, picture) is not None}
+            if having:
+                record["pictures"][picture] = f"{stem}-{picture}.png"
+                draw(folder / record["pictures"][picture], f"{title}: {what}", clip, having)
     record["pictures"]["gradcam"] = f"{stem}-gradcam.png"
     cam = grad_cam(network, video, label)[0]
     subject = f"{names[label]}, score {predictor.shown(float(scores[label]))}"

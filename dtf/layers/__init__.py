@@ -13,6 +13,7 @@ from dtf.layers.tada import (
 )
 from dtf.layers.temporal import (
     Family,
+    Kernels,
     Looks,
     Maps,
     Place,
@@ -28,6 +29,7 @@ __all__ = [
     "DTFBlock",
     "Family",
     "FilterNorm",
+    "Kernels",
     "Looks",
     "Maps",
     "Place",

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dtf.layers.options import Options, one_of, option, positive_integer, positive_number
-from dtf.layers.temporal import Family, Maps, Place, TemporalLayer, register_family
+from dtf.layers.temporal import Family, Kernels, Maps, Place, TemporalLayer, register_family
 from dtf.ops import decoupled_dynamic_filter
 from dtf.ops.checks import check_choice, check_positive, check_window
 from dtf.ops.common.window import accumulation_dtype, offsets
@@ -301,7 +301,13 @@ class DDFPack(TemporalLayer):
         values = torch.stack(energies, dim=1).unflatten(0, (-1, steps)).mean(dim=1)
         places = offsets(self.kernel_size, self.dilation)
         labels = tuple(f"{dh},{dw}" for dh, dw in places)
-        return Maps("taps", "what the dynamic filters added (row, column)", values, labels)
+        sides = (self.kernel_size, self.kernel_size)
+        kernels = Kernels(
+            by_pixel.unflatten(1, (self.head, *sides)).unflatten(0, (-1, steps)),
+            by_channel.unflatten(1, (self.in_channels, *sides)).unflatten(0, (-1, steps)),
+        )
+        subject = "what the dynamic filters added (row, column)"
+        return Maps("taps", subject, values, labels, kernels=kernels)
 
     def watched(self) -> dict[str, Tensor]:
         """The learnt scales of the channels' filters."""

@@ -97,6 +97,30 @@ class Looks:
 
 
 @dataclass(frozen=True)
+class Kernels:
+    """Filters that a layer predicted for clips: of each pixel, and of each channel.
+
+    Attributes:
+        by_pixel: (B, T, G, K, K, H, W), G filters of each pixel of what the layer gives.
+        by_channel: (B, T, C, K, K).
+
+    Raises:
+        ValueError: Clips, steps or sides of the filters differ.
+    """
+
+    by_pixel: Tensor
+    by_channel: Tensor
+
+    def __post_init__(self) -> None:
+        pixel, channel = self.by_pixel.shape, self.by_channel.shape
+        if (len(pixel), len(channel)) != (7, 5) or (*pixel[:2], *pixel[3:5]) != (*channel[:2], *channel[3:]):
+            raise ValueError(
+                f"Kernels: by_pixel (B, T, G, K, K, H, W) and by_channel (B, T, C, K, K) must fit, "
+                f"got {tuple(pixel)} and {tuple(channel)}"
+            )
+
+
+@dataclass(frozen=True)
 class Maps:
     """What a layer did with clips, as maps over their pixels.
 
@@ -108,6 +132,9 @@ class Maps:
         labels: L texts, no two alike.
         per_clip: Whether map l is that of l cycles per clip, which have a frequency in the clip's own time.
         looks: Where in the next step each pixel looked, of a layer that does.
+        calibration: (B, T, C), what each channel of each step's kernel is multiplied by, of a layer that
+            does; 1 changes nothing.
+        kernels: The filters that the layer predicted, of a layer that does.
 
     Raises:
         ValueError: The labels are not L different ones.
@@ -119,6 +146,8 @@ class Maps:
     labels: tuple[str, ...]
     per_clip: bool = False
     looks: Looks | None = None
+    calibration: Tensor | None = None
+    kernels: Kernels | None = None
 
     def __post_init__(self) -> None:
         if not len(self.labels) == len(set(self.labels)) == self.values.shape[1]:

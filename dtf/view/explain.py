@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,11 @@ LOOKS_DRAWN = 4
 ARROWS = 14
 """At most so many along a side of a frame."""
 PIXELS_FOLLOWED = 3
+KERNEL_STEPS_DRAWN = 2
+KERNELS_ON_SIDE = 6
+"""Pixels along a side of a frame whose filters are drawn on it."""
+CHANNELS_ON_SIDE = 8
+"""Along a side of a picture of the channels' filters."""
 
 
 def draw_layers(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
@@ -103,6 +108,186 @@ def draw_looks(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]
         part.supylabel(f"{drawable(name)}\n{height} x {width_px}", fontsize=7, parse_math=False)
     figure.suptitle(drawable(title), fontsize=9, parse_math=False)
     save(figure, path, dpi=110)
+
+
+def draw_calibrations(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
+    """Draw by what channels of each step's kernel were multiplied, as PNG: one picture a layer, below steps.
+
+    Its columns are the steps, its rows the channels, those that change alike over time side by side
+    (:func:`order_of_channels`). White is 1, red above it, blue below.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        clip: what the network saw.
+        responses: {layer: its maps of one clip}, at least one, all with `Maps.calibration`.
+    """
+    changes = {
+        name: maps.calibration[0].cpu().numpy() - 1
+        for name, maps in responses.items()
+        if maps.calibration is not None
+    }
+    steps = max(len(change) for change in changes.values())
+    width = min(10.0, max(6.0, 0.8 * steps + 2))
+    heights = [(width - 2) / steps + 0.2] + [2.2] * len(changes)
+    figure = new_figure(width, sum(heights) + 0.5, "constrained")
+    axes: Any = figure.subplots(len(heights), 1, height_ratios=heights)
+    top, *grid = axes
+    per_step = len(clip.frames) // steps
+    frames = [t * per_step + per_step // 2 for t in range(steps)]
+    # One picture over the columns of those below.
+    strip = np.concatenate([clip.frames[frame] for frame in frames], axis=1)
+    top.imshow(strip, extent=(0, 1, 0, 1), aspect="auto")
+    top.set(yticks=[], xticks=[])
+    few = spread(steps, STEPS_DRAWN)
+    top.set_xticks((few + 0.5) / steps, [clip.time(frames[t]) for t in few], fontsize=7)
+    top.tick_params(length=0)
+    for axis, (name, change) in zip(grid, changes.items(), strict=True):
+        rows = change[:, order_of_channels(change)].T
+        reach = float(np.abs(rows).max())
+        image = axis.imshow(
+            rows + 1,
+            cmap="RdBu_r",
+            vmin=1 - (reach or 1),
+            vmax=1 + (reach or 1),
+            extent=(0, 1, len(rows), 0),
+            aspect="auto",
+            interpolation="nearest",
+        )
+        axis.set(xticks=[], yticks=[])
+        axis.set_ylabel(f"{drawable(name)}\n{len(rows)} channels", fontsize=7, parse_math=False)
+        if not reach:
+            axis.text(0.5, len(rows) / 2, "all are 1", ha="center", va="center", fontsize=7)
+        _signed_bar(figure, image, axis)
+    figure.suptitle(drawable(title), fontsize=9, parse_math=False)
+    save(figure, path, dpi=110)
+
+
+def order_of_channels(change: np.ndarray) -> np.ndarray:
+    """An order of channels in which those whose values change alike over time are neighbours.
+
+    By their angle in the plane that holds most of their courses over time (the two first singular vectors),
+    from the widest gap on.
+
+    Args:
+        change: (T, C), values over time less what they are where nothing happens.
+
+    Returns:
+        (C,) numbers of the channels.
+    """
+    directions, sizes, _ = np.linalg.svd(change.T, full_matrices=False)
+    plane = (directions * sizes)[:, :2]
+    # The sign of a singular vector means nothing: most of what lies along it shall be positive.
+    plane = plane * np.where(plane.sum(axis=0) < 0, -1, 1)
+    if plane.shape[1] < 2:
+        return np.argsort(-plane[:, 0], kind="stable")
+    angles = np.arctan2(plane[:, 1], plane[:, 0])
+    order = np.argsort(angles, kind="stable")
+    gaps = np.diff(angles[order], prepend=angles[order[-1]] - 2 * np.pi)
+    return np.roll(order, -int(gaps.argmax()))
+
+
+def draw_kernels(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]) -> None:
+    """Draw filters that were predicted for pixels and channels, as PNG: one row a layer.
+
+    On frames of the clip, the filter of the pixel in the middle of each little picture (where a pixel has
+    several: the first); at last, the filters of channels spread over all of them, in their order, of the
+    first of these frames. Red is positive, blue negative.
+
+    Args:
+        path: of the picture.
+        title: above it.
+        clip: what the network saw.
+        responses: {layer: its maps of one clip}, at least one, all with `Maps.kernels`.
+    """
+    kernels = {name: maps.kernels for name, maps in responses.items() if maps.kernels is not None}
+    columns = 1 + max(min(kernel.by_pixel.shape[1], KERNEL_STEPS_DRAWN) for kernel in kernels.values())
+    figure = new_figure(3.2 * columns + 0.8, 3.5 * len(kernels) + 0.4, "constrained")
+    parts = figure.subfigures(len(kernels), 1, squeeze=False)[:, 0]
+    for part, (name, kernel) in zip(parts, kernels.items(), strict=True):
+        by_pixel, by_channel = (v[0].float().cpu().numpy() for v in (kernel.by_pixel, kernel.by_channel))
+        steps, _, side, _, height, width = by_pixel.shape
+        shown, _ = _inner(steps, KERNEL_STEPS_DRAWN)
+        axes: Any = part.subplots(1, columns)
+        for axis in axes:
+            axis.set_axis_off()
+        per_step = len(clip.frames) // steps
+        reach = max(float(np.abs(by_pixel[shown, 0]).max()), 1e-30)
+        for axis, step in zip(axes, shown, strict=False):
+            frame = step * per_step + per_step // 2
+            image = _draw_on_pixels(axis, clip.frames[frame], by_pixel[step, 0], reach)
+            axis.set_title(f"pixels, {clip.time(frame)}", fontsize=7)
+        _signed_bar(part, image, axes[: len(shown)])
+        chosen = spread(by_channel.shape[1], CHANNELS_ON_SIDE**2)
+        tiles = _tiles(by_channel[shown[0], chosen])
+        reach = max(float(np.nanmax(np.abs(tiles))), 1e-30)
+        image = axes[-1].imshow(tiles, cmap="RdBu_r", vmin=-reach, vmax=reach, interpolation="nearest")
+        axes[-1].set_title(f"{len(chosen)} of {by_channel.shape[1]} channels", fontsize=7)
+        _signed_bar(part, image, axes[-1:])
+        label = f"{drawable(name)}\n{height} x {width}, filters {side} x {side}"
+        part.supylabel(label, fontsize=7, parse_math=False)
+    figure.suptitle(drawable(title), fontsize=9, parse_math=False)
+    save(figure, path, dpi=110)
+
+
+def _draw_on_pixels(axis: Any, frame: np.ndarray, filters: np.ndarray, reach: float) -> Any:
+    """Filters (K, K, h, w) of some pixels over a grey frame, each around its pixel."""
+    size = np.array(frame.shape[:2])
+    map_size = np.array(filters.shape[2:])
+    scale = size / map_size
+    axis.imshow(frame.mean(axis=2), cmap="gray", vmin=0, vmax=255, extent=(0, size[1], size[0], 0))
+    (rows, columns), distance = zip(*(_inner(n, KERNELS_ON_SIDE) for n in map_size), strict=True)
+    half = 0.4 * np.array(distance)  # pixels of the map
+    for row in rows:
+        for column in columns:
+            middle = np.array([row, column]) + 0.5
+            (top, left), (bottom, right) = (middle - half) * scale, (middle + half) * scale
+            image = axis.imshow(
+                filters[:, :, row, column],
+                cmap="RdBu_r",
+                vmin=-reach,
+                vmax=reach,
+                extent=(left, right, bottom, top),
+                interpolation="nearest",
+                zorder=2,
+            )
+            corners = [left, right, right, left, left], [top, top, bottom, bottom, top]
+            axis.plot(*corners, color="black", linewidth=0.5)
+    # On maps of few pixels, pictures reach beyond the frame.
+    beyond = np.maximum(0, half - 0.5 - (rows[0], columns[0])) * scale
+    axis.set(xlim=(-beyond[1], size[1] + beyond[1]), ylim=(size[0] + beyond[0], -beyond[0]))
+    return image
+
+
+def _inner(size: int, most: int) -> tuple[np.ndarray, int]:
+    """At most so many of 0..size - 1 at equal distances, in the middle; and their distance."""
+    distance = -(-size // most)
+    count = size // distance
+    return (size - 1 - distance * (count - 1)) // 2 + distance * np.arange(count), distance
+
+
+def _tiles(filters: np.ndarray) -> np.ndarray:
+    """Filters (N, K, K) as one picture, `CHANNELS_ON_SIDE` in a row, with gaps of NaN."""
+    count, side, _ = filters.shape
+    columns = min(count, CHANNELS_ON_SIDE)
+    rows = -(-count // columns)
+    picture = np.full((rows, side + 1, columns, side + 1), np.nan, dtype=filters.dtype)
+    for number, one in enumerate(filters):
+        picture[number // columns, :side, number % columns, :side] = one
+    return picture.reshape(rows * (side + 1), columns * (side + 1))[:-1, :-1]
+
+
+def _signed_bar(figure: Any, image: Any, axes: Any) -> None:
+    bar = figure.colorbar(image, ax=axes, fraction=0.03, pad=0.01)
+    bar.ax.tick_params(labelsize=6)
+
+
+OWN_PICTURES: Mapping[str, tuple[str, Callable[[Path, str, Clip, Mapping[str, Maps]], None]]] = {
+    "looks": ("where pixels looked in the next step", draw_looks),
+    "calibration": ("what channels of each step's kernel were multiplied by", draw_calibrations),
+    "kernels": ("filters predicted for pixels and channels", draw_kernels),
+}
+"""What only some families have, by its name in `Maps`: a title, and what draws it."""
 
 
 def _draw_arrows(axis: Any, frame: np.ndarray, mean: np.ndarray, found: np.ndarray) -> None:

@@ -91,7 +91,7 @@ class RoutedConv2d(TemporalLayer):
         frames, steps = self._folded(x)
         alpha = fold(self.calibration(frames, steps))
         without_bias = torch.zeros_like(alpha[:, :1])
-        return _changed(self.conv.on_frames(frames, alpha - 1, without_bias), steps)
+        return _changed(self.conv.on_frames(frames, alpha - 1, without_bias), steps, alpha - 1)
 
     def watched(self) -> dict[str, Tensor]:
         """The weight that starts at zero: how far kernels are calibrated."""
@@ -147,16 +147,23 @@ class AttentionRoutedConv2d(TemporalLayer):
         """The energy of what the calibration changes at each step, per pixel, mean over channels."""
         alpha, beta = (None if c is None else fold(c - 1) for c in self.rf.calibrations(x))
         assert alpha is not None
-        return _changed(self.conv.on_frames(fold(x), alpha, beta), x.shape[2])
+        return _changed(self.conv.on_frames(fold(x), alpha, beta), x.shape[2], alpha)
 
     def watched(self) -> dict[str, Tensor]:
         """The weight that starts at zero: how far kernels are calibrated."""
         return {"calibration": self.rf.b.weight}
 
 
-def _changed(frames: Tensor, steps: int) -> Maps:
+def _changed(frames: Tensor, steps: int, change: Tensor) -> Maps:
+    """Maps of what calibrations that differ from 1 by (B*T, C, 1, 1) change in folded frames."""
     energy = frames.float().square().mean(dim=1).unflatten(0, (-1, steps))
-    return Maps("calibration", "what the calibration of each frame's kernel changes", energy, _steps(steps))
+    return Maps(
+        "calibration",
+        "what the calibration of each frame's kernel changes",
+        energy,
+        _steps(steps),
+        calibration=1 + change.float().flatten(1).unflatten(0, (-1, steps)),
+    )
 
 
 def _steps(count: int) -> tuple[str, ...]:
