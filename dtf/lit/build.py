@@ -153,7 +153,7 @@ def build_network(cfg: DictConfig, num_outputs: int, clip_length: int, goes_on: 
     of_name |= {key for key, value in entry.fixed.items() if settings.get(key) == value}
     overrides = {k: v for k, v in settings.items() if v is not None and k not in of_name}
     if entry.family is None:
-        # A recipe beside its control: `experiment=NAME model=c2d_resnet`.
+        # A recipe beside its control: the same network without layers.
         of_layers = {key for family in FAMILIES.values() for key in defaults_of(family.options)}
         for key in sorted(of_layers & overrides.keys() - entry.defaults.keys()):
             log.info("%s carries no temporal layers: model.%s=%s is left out", name, key, overrides.pop(key))
