@@ -105,9 +105,8 @@ def test_a_recipe_with_its_control_differs_in_the_model_only(option: str) -> Non
         settings_of_twin = OmegaConf.create(twin["model"] | {"pretrained": False})
         network = build.build_network(settings_of_twin, 5, original["data"]["clip_length"])
     assert network.num_steps == network_of(option).num_steps
-    if "_tada" in option:
-        # What its patterns name, the control has.
-        parameter_groups(network, OptimConfig.from_mapping(twin["optim"]))
+    # What its patterns name, the control has.
+    parameter_groups(network, OptimConfig.from_mapping(twin["optim"]))
     model, other = original.pop("model"), twin.pop("model")
     name = model.pop("name")
     family = architecture(name).family
