@@ -94,11 +94,10 @@ def draw_looks(path: Path, title: str, clip: Clip, responses: Mapping[str, Maps]
             axis.set_axis_off()
         found = np.sqrt((weights**2).sum(axis=1))
         found = found / max(float(found.max()), 1e-30)
-        # A step joins several frames: the middle one stands for them.
-        per_step = len(clip.frames) // (steps + 1)
+        frames = _frames_of_steps(clip, steps + 1)
         for (above, below), step in zip(axes.T, spread(steps, LOOKS_DRAWN), strict=False):
-            here, there = (clip.frames[t * per_step + per_step // 2] for t in (step, step + 1))
-            times = [clip.time(t * per_step + per_step // 2) for t in (step, step + 1)]
+            here, there = (clip.frames[frame] for frame in frames[step : step + 2])
+            times = [clip.time(frame) for frame in frames[step : step + 2]]
             image = _overlay(above, here, found[step])
             _draw_arrows(above, here, mean[step], found[step])
             above.set_title(times[0], fontsize=7)
@@ -133,8 +132,7 @@ def draw_calibrations(path: Path, title: str, clip: Clip, responses: Mapping[str
     figure = new_figure(width, sum(heights) + 0.5, "constrained")
     axes: Any = figure.subplots(len(heights), 1, height_ratios=heights)
     top, *grid = axes
-    per_step = len(clip.frames) // steps
-    frames = [t * per_step + per_step // 2 for t in range(steps)]
+    frames = _frames_of_steps(clip, steps)
     # One picture over the columns of those below.
     strip = np.concatenate([clip.frames[frame] for frame in frames], axis=1)
     top.imshow(strip, extent=(0, 1, 0, 1), aspect="auto")
@@ -211,10 +209,10 @@ def draw_kernels(path: Path, title: str, clip: Clip, responses: Mapping[str, Map
         axes: Any = part.subplots(1, columns)
         for axis in axes:
             axis.set_axis_off()
-        per_step = len(clip.frames) // steps
+        frames = _frames_of_steps(clip, steps)
         reach = max(float(np.abs(by_pixel[shown, 0]).max()), 1e-30)
         for axis, step in zip(axes, shown, strict=False):
-            frame = step * per_step + per_step // 2
+            frame = frames[step]
             image = _draw_on_pixels(axis, clip.frames[frame], by_pixel[step, 0], reach)
             axis.set_title(f"pixels, {clip.time(frame)}", fontsize=7)
         _signed_bar(part, image, axes[: len(shown)])
@@ -275,6 +273,12 @@ def _tiles(filters: np.ndarray) -> np.ndarray:
     for number, one in enumerate(filters):
         picture[number // columns, :side, number % columns, :side] = one
     return picture.reshape(rows * (side + 1), columns * (side + 1))[:-1, :-1]
+
+
+def _frames_of_steps(clip: Clip, steps: int) -> np.ndarray:
+    """A step joins several frames: the number of the middle one, which stands for them, for each step."""
+    per_step = len(clip.frames) // steps
+    return np.arange(steps) * per_step + per_step // 2
 
 
 def _signed_bar(figure: Any, image: Any, axes: Any) -> None:
@@ -355,9 +359,7 @@ def draw_grad_cam(path: Path, title: str, clip: Clip, cam: torch.Tensor, subject
     width = max(6.0, min(1.8, 8.6 / len(shown)) * len(shown) + 0.9)
     figure = new_figure(width, 2.1 * (width - 0.9) / len(shown) + 0.8, "constrained")
     axes = figure.subplots(2, len(shown), squeeze=False)
-    # A step joins several frames: the middle one stands for them.
-    per_step = len(clip.frames) // steps
-    frames = shown * per_step + per_step // 2
+    frames = _frames_of_steps(clip, steps)[shown]
     _draw_frames(axes[0], clip, frames)
     evidence = cam.cpu().numpy() / max(float(cam.max()), 1e-30)
     for axis, step, frame in zip(axes[1], shown, frames, strict=True):
