@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from engine import REPOSITORY, assert_one_line_error, clean_environment, documented
+from pocket import TADAFORMER
 from torch import nn
 
 import dtf.apply.export
@@ -50,16 +51,7 @@ NETWORKS = {
     "ddf_tiny": {"clip_length": 1, "widths": (8, 8, 8, 8)},
     "sifa_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8), "first_stage": 3, "kernel_size": 1},
     "tada_tiny": {"clip_length": 2, "widths": (8, 8, 8, 8)},
-    "tadaformer_base": {
-        "clip_length": 2,
-        "image_size": 16,
-        "patch_size": 8,
-        "embed_dim": 16,
-        "blocks": 1,
-        "num_heads": 2,
-        "head_dim": 2,
-        "over_time": True,
-    },
+    "tadaformer_base": TADAFORMER | {"clip_length": 2, "image_size": 16, "blocks": 1, "over_time": True},
 }
 
 

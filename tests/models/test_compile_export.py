@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from pocket import TADAFORMER
 
 from dtf.models import DTFBlock, create_model
 
@@ -18,16 +19,7 @@ NETWORKS = {
     "sifa_resnet50": {"clip_length": 8, "layers": (1, 2, 1, 2), "widths": (8, 8, 8, 8)},
     "tada2d_resnet50": {"clip_length": 2, "layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)},
     "tadaconvnextv2_tiny": {"clip_length": 4, "depths": (1, 1, 1, 1), "widths": (8, 8, 8, 8), "head_dim": 2},
-    "tadaformer_base": {
-        "clip_length": 4,
-        "image_size": 32,
-        "patch_size": 8,
-        "embed_dim": 16,
-        "blocks": 2,
-        "num_heads": 2,
-        "head_dim": 2,
-        "double": True,
-    },
+    "tadaformer_base": TADAFORMER | {"clip_length": 4, "double": True},
     "dtf_swin_tiny": {
         "clip_length": 8,
         "image_size": 32,

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from pocket import TADAFORMER
 from torch import nn
 
 from dtf.models import create_model
@@ -24,14 +25,7 @@ NETWORKS = {
     "dtf_swin_tiny": SWIN | {"filter_groups": 1},
     "c2d_swin_tiny": SWIN,
     "tadaconvnextv2_tiny": {"widths": [8, 8, 16, 16], "depths": [1, 2, 1, 1], "head_dim": 2},
-    "tadaformer_base": {
-        "image_size": 32,
-        "patch_size": 8,
-        "embed_dim": 16,
-        "blocks": 2,
-        "num_heads": 2,
-        "head_dim": 2,
-    },
+    "tadaformer_base": TADAFORMER,
 }
 
 

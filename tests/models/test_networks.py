@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from pocket import TADAFORMER, VIT
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -25,15 +26,8 @@ SMALL = {
     "swin": {"embed_dim": 16, "depths": [2, 2], "num_heads": [1, 2], "image_size": 32, "window_size": 4},
     "convnextv2": {"depths": [1, 1, 1, 2], "widths": [8, 8, 16, 16], "head_dim": 2},
     "convnext": {"depths": [1, 1, 1, 2], "widths": [8, 8, 16, 16]},
-    "former": {
-        "embed_dim": 16,
-        "blocks": 2,
-        "num_heads": 2,
-        "image_size": 32,
-        "patch_size": 8,
-        "head_dim": 2,
-    },
-    "vit": {"embed_dim": 16, "blocks": 2, "num_heads": 2, "image_size": 32, "patch_size": 8},
+    "former": TADAFORMER,
+    "vit": VIT,
     "tiny": {},
 }
 

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from golden_files import original_state, stored
+from pocket import TADAFORMER, VIT
 from quick import quick
 from torch import Tensor, nn
 
@@ -30,15 +31,6 @@ from dtf.models.weights.images import inflate
 
 GOLDEN = golden_files.GOLDEN / "tada"
 CONVNEXT = {"depths": [1, 2, 1, 1], "widths": [8, 8, 16, 16], "head_dim": 2, "num_classes": 3}
-VIT = {
-    "image_size": 32,
-    "patch_size": 8,
-    "embed_dim": 16,
-    "blocks": 2,
-    "num_heads": 2,
-    "head_dim": 2,
-    "num_classes": 3,
-}
 
 
 def assert_close(ours: Tensor, expected: Tensor, tolerance: float, name: str, least: float = 0) -> None:
@@ -185,8 +177,8 @@ def convnext(name: str = "tadaconvnextv2_tiny", **more: object) -> VideoNetwork:
 
 def vit(name: str = "tadaformer_base", **more: object) -> VideoNetwork:
     torch.manual_seed(0)
-    arguments = {k: v for k, v in VIT.items() if k != "head_dim" or name.startswith("tada")}
-    return create_model(name, **{"clip_length": 8, **arguments, **more}).eval()
+    arguments = TADAFORMER if name.startswith("tada") else VIT
+    return create_model(name, **{"clip_length": 8, "num_classes": 3, **arguments, **more}).eval()
 
 
 @pytest.mark.parametrize("kind", ["convnext", "clip"])
@@ -359,8 +351,7 @@ def test_other_families_stand_in_these_backbones(backbone: str, family: str) -> 
         options = ConvNeXtOptions(depths=(1, 1, 1, 1), widths=(8, 8, 8, 8))
         model: VideoNetwork = build_convnext(options, 3, 8, OTHERS[family])
     else:
-        own = {key: value for key, value in VIT.items() if key not in ("head_dim", "num_classes")}
-        model = build_vit(ViTOptions(**own), 3, 8, OTHERS[family])
+        model = build_vit(ViTOptions(**VIT), 3, 8, OTHERS[family])
     layers = temporal_layers(model)
     # Attention is their alone who add to it; pixels of a ConvNeXt, theirs who stand at convolutions.
     assert bool(layers) == ((backbone, family) not in {("convnext", "sifa"), ("vit", "ddf")})
